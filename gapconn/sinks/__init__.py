@@ -1,0 +1,76 @@
+"""Where data goes: one file each, one small class to implement (`Sink`).
+
+A third party adds a sink by an entry point in the group `gapconn.sinks`: its name is the `type` in `[sink]`, its value
+the class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any, ClassVar, Protocol
+
+import attrs
+
+from gapconn.plugins import Carries, Context, PluginRegistry
+from gapconn.record import Batch
+
+
+@attrs.frozen(kw_only=True)
+class Delivery:
+    """One batch that arrived whole, in order, without the records that were delivered before."""
+
+    epoch: int
+    """The ingress session that sent it. A new one: the ingress was restarted, and streams of older epochs are over."""
+    message: int
+    """Its number in the session; dense."""
+    lost_before: int
+    """Messages lost directly before this one (0 on a clean link)."""
+    batch: Batch
+    accept: Callable[[], None]
+    """To be called in Trio's thread once the target has the batch for good. Order does not matter to the caller; the
+    egress stores its progress up to the first delivery that was not accepted."""
+
+
+class Inlet(Protocol):
+    """What a sink reads from: the rest of the egress."""
+
+    def __aiter__(self) -> AsyncIterator[Delivery]:
+        """Deliveries in order. Ends when the egress was asked to stop and everything held was handed over."""
+
+    def lost(self, *, stream: str, first: int, last: int, reason: str) -> None:
+        """Report that positions `first` to `last` (both included) of `stream` will never reach the target.
+
+        For what only the sink can know, such as a hole in a byte stream. It is logged and counted.
+        """
+
+
+class Sink(Protocol):
+    """A sink of batches. It is made by `Class(config, context)`.
+
+    `run` returns after the inlet ended and all deliveries were accepted (or counted as lost). A target that is away is
+    tried again with `gapconn.backoff.Backoff`, for ever; while `run` takes no deliveries, the egress holds a bounded
+    amount and then refuses the newest, counted. `SinkError` only when trying again cannot help. On cancellation it
+    stops at once: the grace time was spent.
+    """
+
+    Config: ClassVar[type[Any]]
+    """attrs class of the keys of `[sink]` beside `type`; its fields are made by `gapconn.config.option`."""
+    accepts: ClassVar[frozenset[Carries]]
+
+    def __init__(self, config: Any, context: Context) -> None: ...
+
+    async def run(self, inlet: Inlet) -> None:
+        """Write deliveries to the target until the inlet ends."""
+
+
+SINKS: PluginRegistry[type[Sink]] = PluginRegistry(
+    group="gapconn.sinks",
+    builtin={
+        "kafka": "gapconn.sinks.kafka:KafkaSink",
+        "udp": "gapconn.sinks.udp:UdpSink",
+        "tcp": "gapconn.sinks.tcp:TcpSink",
+        "files": "gapconn.sinks.files:FilesSink",
+        "stdout": "gapconn.sinks.stdout:StdoutSink",
+        "discard": "gapconn.sinks.discard:DiscardSink",
+    },
+)

@@ -1,0 +1,76 @@
+"""Where data comes from: one file each, one small class to implement (`Source`).
+
+A third party adds a source by an entry point in the group `gapconn.sources`: its name is the `type` in `[source]`, its
+value the class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
+
+from gapconn.plugins import Carries, Context, PluginRegistry
+from gapconn.record import Batch
+
+
+class Outlet(Protocol):
+    """What a source writes to: the rest of the ingress."""
+
+    @property
+    def batch_bytes(self) -> int:
+        """Aim for batches of about this many bytes of keys, values and data; smaller when data is scarce."""
+
+    @property
+    def batch_bytes_max(self) -> int:
+        """A batch that encodes to more than this cannot cross. A source splits before, or reports the record."""
+
+    @property
+    def flush_timeout_s(self) -> float:
+        """After a cancellation: how long a source may take to flush, acknowledge and close."""
+
+    async def send(self, batch: Batch, on_sent: Callable[[], None] | None = None) -> None:
+        """Hand over `batch`; waits while the link is busy (this is the back-pressure).
+
+        `on_sent` is called in Trio's thread, in the order of the batches, when the kernel has taken every datagram of
+        the batch. Only then may a source acknowledge the data to its origin (GC-DLV-1).
+
+        Raises:
+            SourceError: the batch is larger than `batch_bytes_max`.
+        """
+
+    async def flush(self) -> None:
+        """Wait until the kernel has taken every datagram of every batch handed over so far."""
+
+
+class Source(Protocol):
+    """A source of batches. It is made by `Class(config, context)`.
+
+    `run` reads until the data ends (it returns) or until it is cancelled: cancellation means "stop reading". A source
+    that owes its origin an acknowledgement then flushes, acknowledges and closes in a shielded `finally`, within
+    `outlet.flush_timeout_s`; what it does not acknowledge is read again by its successor.
+
+    A source whose origin is away tries again with `gapconn.backoff.Backoff`, for ever, and logs and counts each try. It
+    raises `SourceError` only when trying again cannot help; any other exception is a bug and ends the process.
+    """
+
+    Config: ClassVar[type[Any]]
+    """attrs class of the keys of `[source]` beside `type`; its fields are made by `gapconn.config.option`."""
+    carries: ClassVar[Carries]
+
+    def __init__(self, config: Any, context: Context) -> None: ...
+
+    async def run(self, outlet: Outlet) -> None:
+        """Read and send until the data ends or the task is cancelled."""
+
+
+SOURCES: PluginRegistry[type[Source]] = PluginRegistry(
+    group="gapconn.sources",
+    builtin={
+        "kafka": "gapconn.sources.kafka:KafkaSource",
+        "udp": "gapconn.sources.udp:UdpSource",
+        "tcp": "gapconn.sources.tcp:TcpSource",
+        "files": "gapconn.sources.files:FilesSource",
+        "stdin": "gapconn.sources.stdin:StdinSource",
+        "generate": "gapconn.sources.generate:GenerateSource",
+    },
+)
