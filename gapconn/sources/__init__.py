@@ -56,11 +56,18 @@ class Source(Protocol):
     Config: ClassVar[type[Any]]
     """attrs class of the keys of `[source]` beside `type`; its fields are made by `gapconn.config.option`."""
     carries: ClassVar[Carries]
+    """Where it depends on the configuration, the class also has `carries_with`: see `carried`."""
 
     def __init__(self, config: Any, context: Context) -> None: ...
 
     async def run(self, outlet: Outlet) -> None:
         """Read and send until the data ends or the task is cancelled."""
+
+
+def carried(source: type[Source], config: Any) -> Carries:
+    """What `source` carries with `config`: by its classmethod `carries_with(config)` if it has one, else `carries`."""
+    carries_with: Callable[[Any], Carries] | None = getattr(source, "carries_with", None)
+    return source.carries if carries_with is None else carries_with(config)
 
 
 SOURCES: PluginRegistry[type[Source]] = PluginRegistry(
