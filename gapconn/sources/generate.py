@@ -1,0 +1,71 @@
+"""Records out of nothing, for benches and trials. The discard sink verifies them (`gapconn.selfcheck`)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import attrs
+import trio
+
+from gapconn.config import option
+from gapconn.plugins import Carries, Context
+from gapconn.record import Batch, Records
+from gapconn.selfcheck import HEAD_BYTES, STREAM, Pattern
+from gapconn.sources import Outlet
+from gapconn.units import BitsPerSecond, Bytes
+
+_RECORD_OVERHEAD_BYTES = 14  # a position and a length, as MessagePack
+_BATCH_SECONDS_MAX = 0.02  # with a rate: how much of a second one batch may hold
+_CATCH_UP_S = 0.1  # how far behind its rate the source may fall and still make it up
+
+
+@attrs.frozen(kw_only=True)
+class GenerateConfig:
+    """Keys of `[source]` with `type = "generate"`."""
+
+    size_bytes: Bytes = option(
+        help="Size of one record.",
+        default=Bytes(1024),
+        validator=attrs.validators.ge(HEAD_BYTES),
+        allowed=">= 16 bytes",
+    )
+    count: int = option(help="How many records; 0 for no end.", default=0, validator=attrs.validators.ge(0))
+    rate: BitsPerSecond = option(
+        help="Payload bits per second; 0 for as fast as the link takes them.",
+        default=BitsPerSecond(0),
+        validator=attrs.validators.ge(0),
+    )
+
+
+class GenerateSource:
+    """Makes numbered, self-checking records of one size."""
+
+    Config: ClassVar[type[Any]] = GenerateConfig
+    carries: ClassVar[Carries] = Carries.RECORDS
+
+    def __init__(self, config: GenerateConfig, context: Context) -> None:
+        self._config = config
+        self._context = context
+
+    async def run(self, outlet: Outlet) -> None:
+        """Send `count` records, at `rate`."""
+        size_bytes, count, rate_bps = self._config.size_bytes, self._config.count, self._config.rate
+        pattern = Pattern(size_bytes=size_bytes, seed=self._context.epoch)
+        per_batch = max(1, outlet.batch_bytes // (size_bytes + _RECORD_OVERHEAD_BYTES))
+        if rate_bps:
+            per_batch = min(per_batch, max(1, int(rate_bps * _BATCH_SECONDS_MAX / (8 * size_bytes))))
+        number = 0
+        due = trio.current_time()
+        while not count or number < count:
+            n = min(per_batch, count - number) if count else per_batch
+            # No chain of positions: they start again at 0 in every session, so they must not be compared with those
+            # that an egress remembers of the last one. The discard sink finds the holes.
+            records = Records(
+                stream=STREAM, positions=list(range(number, number + n)), values=pattern.values(number, n)
+            )
+            await outlet.send(Batch(parts=[records]))
+            number += n
+            self._context.status.update(generated=number, generated_bytes=number * size_bytes)
+            if rate_bps:
+                due = max(due + 8 * n * size_bytes / rate_bps, trio.current_time() - _CATCH_UP_S)
+                await trio.sleep_until(due)
