@@ -40,4 +40,4 @@ class SinkError(GapconnError):
 
 
 class LinkError(GapconnError):
-    """The link's socket cannot be opened or used."""
+    """The link's socket, stored state or admin endpoint cannot be opened or used."""

@@ -1,1 +1,1 @@
-
+"""The HTTP endpoint of each end: health, readiness, metrics and status."""

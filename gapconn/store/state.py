@@ -1,0 +1,228 @@
+"""What each end of a link remembers over a restart: the ingress its epochs, the egress how far it delivered.
+
+All calls block for a disk write or two: the services make them in a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import attrs
+
+from gapconn.errors import LinkError
+from gapconn.store.database import StateFile
+
+U64_MAX: Final = 2**64 - 1
+POSITIONS_MAX: Final = 100_000
+"""Positions kept by an egress. Beyond it the ones that were updated longest ago are forgotten."""
+
+# Numbers are stored as text: epochs and positions go beyond SQLite's signed 64 bits.
+_INGRESS_TABLES: Final = ("CREATE TABLE session(last_epoch TEXT NOT NULL)",)
+_EGRESS_TABLES: Final = (
+    "CREATE TABLE progress(epoch TEXT NOT NULL, next_message TEXT NOT NULL, next_record TEXT NOT NULL)",
+    # Replacing a row gives it the highest `updated` yet: the lowest is the position updated longest ago.
+    """CREATE TABLE position(
+        updated INTEGER PRIMARY KEY,
+        stream TEXT NOT NULL,
+        partition TEXT NOT NULL,
+        position TEXT NOT NULL,
+        UNIQUE(stream, partition)
+    )""",
+)
+
+
+class IngressState:
+    """The epochs of one link's ingress. Made by `open`; holds the link's lock until `close`."""
+
+    def __init__(self, file: StateFile) -> None:
+        self._file = file
+
+    @classmethod
+    def open(cls, directory: Path, link: str, link_id: int) -> Self:
+        """Lock and open the state of this link's ingress; the first time, make it.
+
+        Raises:
+            LinkError: another ingress of the link runs on this host (R1), or the state cannot be used: the message
+                names the file and says what to do. Nothing is ever started anew in silence.
+        """
+        return cls(
+            StateFile(
+                directory,
+                link=link,
+                link_id=link_id,
+                role="ingress",
+                tables=_INGRESS_TABLES,
+                synchronous="FULL",
+                when_lost="an ingress without stored state announces itself for the interruption timeout before it"
+                " sends data",
+            )
+        )
+
+    def begin_session(self, clock_epoch: int) -> tuple[int, int]:
+        """Choose the epoch of a new session: above every earlier one, also when the clock stepped back.
+
+        It is on disk when this returns.
+
+        Args:
+            clock_epoch: The epoch that the clock proposes, 0 to 2**64-1.
+
+        Returns:
+            The new epoch, and the one before it: 0 when nothing was stored.
+
+        Raises:
+            LinkError: the state cannot be read or written, or there is no higher epoch.
+        """
+        if not 0 <= clock_epoch <= U64_MAX:
+            raise ValueError(f"clock_epoch must be 0 to 2**64-1, not {clock_epoch}")
+        with self._file.transaction("saved") as db:
+            row = db.execute("SELECT last_epoch FROM session").fetchone()
+            previous = 0 if row is None else _number(self._file, row[0])
+            epoch = max(previous + 1, clock_epoch)
+            if epoch > U64_MAX:
+                raise LinkError(
+                    f"{self._file.path}: the last epoch was {previous}, and there is no higher one. Give the link a new"
+                    " id, and move the file away on both ends"
+                )
+            db.execute("DELETE FROM session")
+            db.execute("INSERT INTO session VALUES (?)", (str(epoch),))
+        return epoch, previous
+
+    def close(self) -> None:
+        """Let go of the file and the lock. May be called again."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@attrs.frozen(kw_only=True)
+class Progress:
+    """How far an egress delivered."""
+
+    epoch: int
+    """The session that was followed last."""
+    next_message: int
+    """The first message of that session that was not delivered yet."""
+    next_record: int
+    """The first record of that session that was not delivered yet."""
+    positions: Mapping[tuple[str, int], int] = attrs.field(factory=dict)
+    """By (stream, partition): the last delivered position."""
+
+
+class EgressState:
+    """How far one link's egress delivered. Made by `open`; holds the link's lock until `close`.
+
+    What `save` stored survives the end of the process in any way; a power cut may take the last saves back, never a
+    part of one.
+    """
+
+    def __init__(self, file: StateFile) -> None:
+        self._file = file
+        with file.transaction("read") as db:
+            (self._positions_at_most,) = db.execute("SELECT count(*) FROM position").fetchone()
+
+    @classmethod
+    def open(cls, directory: Path, link: str, link_id: int) -> Self:
+        """Lock and open the state of this link's egress; the first time, make it.
+
+        Raises:
+            LinkError: another egress of the link runs on this host (R1), or the state cannot be used: the message
+                names the file and says what to do. Nothing is ever started anew in silence.
+        """
+        file = StateFile(
+            directory,
+            link=link,
+            link_id=link_id,
+            role="egress",
+            tables=_EGRESS_TABLES,
+            synchronous="NORMAL",
+            when_lost="an egress without stored state may deliver again what it delivered before",
+        )
+        try:
+            return cls(file)
+        except BaseException:
+            file.close()
+            raise
+
+    def load(self) -> Progress | None:
+        """What was saved last; None when nothing was saved yet.
+
+        Raises:
+            LinkError: the state cannot be read.
+        """
+        with self._file.transaction("read") as db:
+            row = db.execute("SELECT epoch, next_message, next_record FROM progress").fetchone()
+            if row is None:
+                return None
+            rows = db.execute("SELECT stream, partition, position FROM position ORDER BY updated").fetchall()
+        epoch, next_message, next_record = (_number(self._file, text) for text in row)
+        return Progress(
+            epoch=epoch,
+            next_message=next_message,
+            next_record=next_record,
+            positions={
+                (stream, _number(self._file, partition)): _number(self._file, position)
+                for stream, partition, position in rows
+            },
+        )
+
+    def save(
+        self,
+        epoch: int,
+        next_message: int,
+        next_record: int,
+        positions_changed: Mapping[tuple[str, int], int],
+    ) -> None:
+        """Store the progress and the positions that changed since the last save, in one transaction.
+
+        Raises:
+            LinkError: the state cannot be written. Nothing of this call is stored: give the same positions again with
+                the next one.
+        """
+        with self._file.transaction("saved") as db:
+            db.execute("DELETE FROM progress")
+            db.execute("INSERT INTO progress VALUES (?, ?, ?)", (str(epoch), str(next_message), str(next_record)))
+            db.executemany(
+                "INSERT OR REPLACE INTO position(stream, partition, position) VALUES (?, ?, ?)",
+                (
+                    (stream, str(partition), str(position))
+                    for (stream, partition), position in positions_changed.items()
+                ),
+            )
+            # Counting is a walk over the table, so it waits until there may be too many.
+            at_most = self._positions_at_most + len(positions_changed)
+            if at_most > POSITIONS_MAX:
+                db.execute(
+                    "DELETE FROM position WHERE updated <="
+                    " (SELECT updated FROM position ORDER BY updated DESC LIMIT 1 OFFSET ?)",
+                    (POSITIONS_MAX,),
+                )
+                (at_most,) = db.execute("SELECT count(*) FROM position").fetchone()
+        self._positions_at_most = at_most
+
+    def close(self) -> None:
+        """Write everything into the one file; let go of it and of the lock. May be called again."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _number(file: StateFile, text: str) -> int:
+    try:
+        return int(text)
+    except (TypeError, ValueError) as error:
+        raise file.damaged(f"{text!r} is not a number") from error
