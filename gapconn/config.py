@@ -1,10 +1,47 @@
-"""The configuration of a pair: attrs models, read from one TOML file by both ends."""
+"""The configuration of a pair: attrs models, read from one TOML file by both ends.
+
+A value of the file is overridden by the environment variable `GAPCONN_<SECTION>_<KEY>`, and `${NAME}` in a string of
+the file is replaced by the environment variable NAME. Whatever is wrong is collected and raised as one `ConfigError`.
+
+An end reads the sections that concern it: for `load_pair(..., role=Role.INGRESS)` the secrets and plugins of `[sink]`
+need not exist on the source side.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import enum
+import hashlib
+import ipaddress
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 import attrs
+from attrs.validators import ge, le
+
+from gapconn.errors import ConfigError
+from gapconn.plugins import PluginRegistry
+from gapconn.sinks import SINKS, Sink
+from gapconn.sources import SOURCES, Source
+from gapconn.structuring import Given, structure
+from gapconn.tables import Problems, Tables, read_tables
+from gapconn.units import Address, BitsPerSecond, Bytes, Seconds, format_bytes, format_seconds
+from gapconn.wording import suggestion, value_text
+
+SourceClass: TypeAlias = type[Source]
+SinkClass: TypeAlias = type[Sink]
+
+MESSAGE_BYTES_HIGHEST = 64 * 1024 * 1024
+"""What `message_bytes_max` may be at most (`message_bytes_max` in spec/registry.toml)."""
+
+
+class Role(enum.Enum):
+    """Which end of the pair a process is."""
+
+    INGRESS = "ingress"
+    EGRESS = "egress"
 
 
 def option(
@@ -13,8 +50,8 @@ def option(
     default: Any = attrs.NOTHING,
     factory: Any = None,
     allowed: Any = None,
-    validator: Any = None,
     secret: bool = False,
+    validator: Any = None,
 ) -> Any:
     """A key of the configuration: an attrs field that also documents itself.
 
@@ -23,10 +60,386 @@ def option(
         default: The value when the key is absent; without one (and without `factory`) the key is required.
         factory: Makes the default, for mutable ones.
         allowed: The allowed values in words or as a tuple, when the type alone does not say it.
-        validator: An attrs validator (or a list of them) that raises `ValueError` saying what is allowed.
         secret: The value is never shown in logs or on the status page.
+        validator: An attrs validator (or a list of them) that raises `ValueError` with what is wrong, in words that
+            follow "pair.toml: link.name: ". The value and `allowed` are added to them.
     """
     metadata = {"help": help, "allowed": allowed, "secret": secret}
     if factory is not None:
-        return attrs.field(factory=factory, validator=validator, metadata=metadata)
-    return attrs.field(default=default, validator=validator, metadata=metadata)
+        return attrs.field(factory=factory, validator=validator, metadata=metadata, repr=not secret)
+    return attrs.field(default=default, validator=validator, metadata=metadata, repr=not secret)
+
+
+# The docstring of a default's factory is what the reference says about the default.
+
+
+def _id_of_name(link: Link) -> int:
+    """derived from `name`"""
+    return int.from_bytes(hashlib.sha256(link.name.encode()).digest()[:4], "big") or 1
+
+
+def _three_heartbeats(link: Link) -> Seconds:
+    """3 heartbeat intervals"""
+    return Seconds(3 * link.heartbeat_interval)
+
+
+def _batch_default(link: Link) -> Bytes:
+    """`"256 KiB"`, or `message_bytes_max` if that is less"""
+    return Bytes(min(256 * 1024, link.message_bytes_max))
+
+
+def _reassembly_default(link: Link) -> Bytes:
+    """`"64 MiB"`, or twice `message_bytes_max` if that is more"""
+    return Bytes(max(64 * 1024 * 1024, 2 * link.message_bytes_max))
+
+
+def _sink_buffer_default(link: Link) -> Bytes:
+    """`"32 MiB"`, or `message_bytes_max` if that is more"""
+    return Bytes(max(32 * 1024 * 1024, link.message_bytes_max))
+
+
+def _state_directory() -> str:
+    """`/var/lib/gapconn` for root, else `$XDG_STATE_HOME/gapconn` or `~/.local/state/gapconn`"""
+    if os.geteuid() == 0:
+        return "/var/lib/gapconn"
+    return str(Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "gapconn")
+
+
+def ip_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The IP address that `host` is, or None when it is a name."""
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _name_is_plain(_: object, attribute: object, name: str) -> None:
+    # It becomes a file name and a metric label.
+    if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) is None or name in {".", ".."}:
+        raise ValueError("not a link name")
+
+
+def _is_one_host(_: object, attribute: object, address: Address) -> None:
+    if address.port == 0:
+        raise ValueError("nothing can be sent to port 0")
+    ip = ip_of(address.host)
+    if ip is not None and ip.is_unspecified:
+        raise ValueError("no destination (to listen on every address of the egress, set link.bind)")
+    if ip is not None and (ip.is_multicast or address.host == "255.255.255.255"):
+        raise ValueError("could reach several egresses, but an ingress has exactly one")
+
+
+def _rate_is_usable(_: object, attribute: object, rate_bps: int) -> None:
+    # Slower than this, the heartbeats alone fill the link; most likely the unit was forgotten.
+    if 0 < rate_bps < 9600:
+        raise ValueError("too slow")
+
+
+def _survives_a_lost_heartbeat(link: Link, attribute: object, timeout_s: float) -> None:
+    if timeout_s < 2 * link.heartbeat_interval:
+        raise ValueError(f"shorter than 2 heartbeat intervals ({format_seconds(2 * link.heartbeat_interval)})")
+
+
+def _fits_a_message(link: Link, attribute: object, size_bytes: int) -> None:
+    if size_bytes > link.message_bytes_max:
+        raise ValueError(f"more than message_bytes_max ({format_bytes(link.message_bytes_max)})")
+
+
+def _holds_two_messages(link: Link, attribute: object, size_bytes: int) -> None:
+    if size_bytes < 2 * link.message_bytes_max:
+        raise ValueError(f"less than twice message_bytes_max ({format_bytes(2 * link.message_bytes_max)})")
+
+
+def _holds_a_message(link: Link, attribute: object, size_bytes: int) -> None:
+    if size_bytes < link.message_bytes_max:
+        raise ValueError(f"less than message_bytes_max ({format_bytes(link.message_bytes_max)})")
+
+
+@attrs.frozen(kw_only=True)
+class Link:
+    """`[link]`: the way through the gap. Both ends must read the same values."""
+
+    name: str = option(
+        help="Name of the link, the same at both ends; no other link may have it.",
+        allowed="1 to 64 letters, digits, dots, underscores or hyphens",
+        validator=_name_is_plain,
+    )
+    id: int = option(
+        default=attrs.Factory(_id_of_name, takes_self=True),
+        help="Number of the link on the wire; set it if two names should ever give the same number.",
+        allowed="1 to 4294967295",
+        validator=[ge(1), le(2**32 - 1)],
+    )
+    address: Address = option(
+        help="Where the ingress sends to, and where the egress listens unless `bind` is given.",
+        validator=_is_one_host,
+    )
+    bind: Address | None = option(
+        default=None,
+        help='Where the egress listens, if that is not `address`: behind a translated address, or `"0.0.0.0:7400"` '
+        "in a container.",
+    )
+    mtu_bytes: int = option(
+        default=1500,
+        help="Largest IP packet that crosses the gap whole; every datagram is made to fit.",
+        allowed="576 to 65535",
+        validator=[ge(576), le(65535)],
+    )
+    rate: BitsPerSecond = option(
+        default=BitsPerSecond(1_000_000_000),
+        help="What the ingress sends at most, all headers counted. Nothing tells a blind sender that it is too fast: "
+        "keep this below what the gap and the egress can take.",
+        allowed='at least "9600 bit/s", or 0 or "unlimited" for no pacing',
+        validator=_rate_is_usable,
+    )
+    heartbeat_interval: Seconds = option(
+        default=Seconds(1.0),
+        help="How often the ingress says that it lives.",
+        allowed='"10ms" to "1h"',
+        validator=[ge(0.01), le(3600)],
+    )
+    interruption_timeout: Seconds = option(
+        default=attrs.Factory(_three_heartbeats, takes_self=True),
+        help="Silence after which the egress raises the alarm that the link is interrupted.",
+        allowed='at least 2 heartbeat intervals, at most "24h"',
+        validator=[_survives_a_lost_heartbeat, le(86400)],
+    )
+    reorder_timeout: Seconds = option(
+        default=Seconds(0.2),
+        help="How long the egress waits for a missing message before it reports it as lost and goes on.",
+        allowed='0 to "60s"',
+        validator=le(60),
+    )
+    message_bytes_max: Bytes = option(
+        default=Bytes(16 * 1024 * 1024),
+        help="Largest message, and so the largest single record, that crosses.",
+        allowed='"64 KiB" to "64 MiB"',
+        validator=[ge(64 * 1024), le(MESSAGE_BYTES_HIGHEST)],
+    )
+    batch_bytes: Bytes = option(
+        default=attrs.Factory(_batch_default, takes_self=True),
+        help="Size that the source aims for when it puts data together to one message. Larger is faster, and more is "
+        "lost with one datagram.",
+        allowed='"1 KiB" to `message_bytes_max`',
+        validator=[ge(1024), _fits_a_message],
+    )
+    reassembly_bytes_max: Bytes = option(
+        default=attrs.Factory(_reassembly_default, takes_self=True),
+        help="Memory of the egress for messages that are incomplete or wait for an earlier one.",
+        allowed="at least twice `message_bytes_max`",
+        validator=_holds_two_messages,
+    )
+    receive_buffer_bytes: Bytes = option(
+        default=Bytes(32 * 1024 * 1024),
+        help="Kernel buffer that the egress asks for; it carries the egress over moments when it is not scheduled.",
+        allowed='"64 KiB" to "1 GiB"',
+        validator=[ge(64 * 1024), le(1 << 30)],
+    )
+    sink_buffer_bytes: Bytes = option(
+        default=attrs.Factory(_sink_buffer_default, takes_self=True),
+        help="What the egress holds for a slow sink before it refuses the newest messages, counted and logged.",
+        allowed="at least `message_bytes_max`",
+        validator=_holds_a_message,
+    )
+    shutdown_grace: Seconds = option(
+        default=Seconds(10.0),
+        help="How long an end may take to send or deliver what it holds when it is told to stop.",
+        allowed='0 to "1h"',
+        validator=le(3600),
+    )
+    state_directory: str = option(
+        factory=_state_directory,
+        help="Where an end keeps what must survive a restart. Each link has files of its own in it.",
+        allowed="a directory that can be written",
+    )
+
+    @property
+    def listen(self) -> Address:
+        """Where the egress listens."""
+        return self.bind or self.address
+
+    @property
+    def rate_bps(self) -> int:
+        """Bits per second; 0 is no limit."""
+        return self.rate
+
+    @property
+    def heartbeat_interval_s(self) -> float:
+        return self.heartbeat_interval
+
+    @property
+    def interruption_timeout_s(self) -> float:
+        return self.interruption_timeout
+
+    @property
+    def reorder_timeout_s(self) -> float:
+        return self.reorder_timeout
+
+    @property
+    def shutdown_grace_s(self) -> float:
+        return self.shutdown_grace
+
+
+@attrs.frozen(kw_only=True)
+class Admin:
+    """`[admin]`: the HTTP endpoint for health, readiness, metrics and status. Without this section there is none."""
+
+    listen: Address = option(
+        default=Address("127.0.0.1", 9464),
+        help="Where it listens. Both ends read this key: where they share a host, give one of them another port by the "
+        "environment variable `GAPCONN_ADMIN_LISTEN`.",
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Log:
+    """`[log]`: what is written to standard error."""
+
+    format: Literal["auto", "console", "json"] = option(
+        default="auto",
+        help="`console` is for people, `json` has one object a line; `auto` is `console` on a terminal, else `json`.",
+    )
+    level: Literal["debug", "info", "warning", "error"] = option(
+        default="info", help="The least important messages that are written."
+    )
+
+
+@attrs.frozen(kw_only=True)
+class SourceSection:
+    """`[source]`: what the ingress reads."""
+
+    type: str
+    config: Any
+    """Instance of `plugin_class.Config`."""
+    plugin_class: SourceClass
+
+
+@attrs.frozen(kw_only=True)
+class SinkSection:
+    """`[sink]`: what the egress writes."""
+
+    type: str
+    config: Any
+    """Instance of `plugin_class.Config`."""
+    plugin_class: SinkClass
+
+
+@attrs.frozen(kw_only=True)
+class Pair:
+    """One link pair, as one end (or `gapconn check`, with both `source` and `sink`) sees it."""
+
+    link: Link
+    source: SourceSection | None = None
+    """None for the egress, or where the file has no such section."""
+    sink: SinkSection | None = None
+    """None for the ingress, or where the file has no such section."""
+    admin: Admin | None = None
+    log: Log = attrs.field(factory=Log)
+
+
+def public_values(config: Any) -> dict[str, str]:
+    """The keys of a section and their values as they would stand in a file, without what is secret."""
+    fields = attrs.fields(attrs.resolve_types(type(config)))
+    return {
+        field.name: '"***"' if field.metadata.get("secret") else value_text(getattr(config, field.name), field.type)
+        for field in fields
+    }
+
+
+_SECTIONS = ("link", "source", "sink", "admin", "log")
+
+
+def load_pair(path: Path, environ: Mapping[str, str], *, role: Role | None = None) -> Pair:
+    """Read the configuration of a pair from the TOML file at `path`, overridden by `environ`.
+
+    Args:
+        path: The file.
+        environ: The environment: overrides (`GAPCONN_...`), and what `${NAME}` stands for.
+        role: Which end reads it. It needs its own section, and does not care what is wrong with the other end's, which
+            becomes None. Without a role both are read where they exist.
+
+    Raises:
+        ConfigError: with every problem that was found.
+    """
+    problems: Problems = {section: [] for section in ("", *_SECTIONS)}
+    tables = read_tables(path, environ, _SECTIONS, problems)
+
+    link = admin = None
+    if "link" in tables:
+        link = structure(Link, tables["link"], label=f"{path}: link", problems=problems["link"])
+    else:
+        problems["link"].append(f"{path}: link: the section [link] is missing")
+    if "admin" in tables:
+        admin = structure(Admin, tables["admin"], label=f"{path}: admin", problems=problems["admin"])
+    log = structure(Log, tables.get("log", {}), label=f"{path}: log", problems=problems["log"])
+
+    source = _read_end(_SOURCE, path, tables, role, problems["source"])
+    sink = _read_end(_SINK, path, tables, role, problems["sink"])
+    if source is not None and sink is not None:
+        problems[""] += _mismatch(path, source.plugin_class, sink.plugin_class)
+    if role is Role.INGRESS:
+        sink = None
+        problems["sink"].clear()
+    elif role is Role.EGRESS:
+        source = None
+        problems["source"].clear()
+    found = [problem for of_section in problems.values() for problem in of_section]
+    if found or link is None or log is None:
+        raise ConfigError(found)
+    return Pair(link=link, source=source, sink=sink, admin=admin, log=log)
+
+
+@attrs.frozen(kw_only=True)
+class _End:
+    section: str
+    role: Role
+    """Which end reads it."""
+    registry: PluginRegistry[Any]
+    model: Any
+
+
+_SOURCE = _End(section="source", role=Role.INGRESS, registry=SOURCES, model=SourceSection)
+_SINK = _End(section="sink", role=Role.EGRESS, registry=SINKS, model=SinkSection)
+
+
+def _read_end(end: _End, path: Path, tables: Tables, role: Role | None, problems: list[str]) -> Any:
+    """The section; None when it does not exist or its type is not known. Its config is None when there are problems."""
+    label = f"{path}: {end.section}"
+    if end.section not in tables:
+        if role is end.role:
+            problems.append(f"{label}: the section [{end.section}] is missing, and the {role.value} needs it")
+        return None
+    table = dict(tables[end.section])
+    plugin_type = table.pop("type", None)
+    if plugin_type is None:
+        problems.append(f"{label}.type: missing, allowed: {', '.join(end.registry.names())}")
+        return None
+    plugin_class = _plugin_class(end.registry, plugin_type, problems)
+    if plugin_class is None:
+        return None
+    config = structure(plugin_class.Config, table, label=label, problems=problems)
+    return end.model(type=plugin_type.candidates[0], config=config, plugin_class=plugin_class)
+
+
+def _plugin_class(registry: PluginRegistry[Any], given: Given, problems: list[str]) -> Any:
+    if not given.candidates:
+        return None
+    name, names = given.candidates[0], registry.names()
+    if name not in names:
+        near = suggestion(str(name), names)
+        problems.append(f"{given.label}: unknown type{near}: got {name!r}, allowed: {', '.join(names)}")
+        return None
+    try:
+        return registry.load(name)
+    except ConfigError as error:
+        problems += [f"{given.label}: {problem}" for problem in error.problems]
+    except ImportError as error:
+        problems.append(f"{given.label}: type {name!r} cannot be loaded: {error}")
+    return None
+
+
+def _mismatch(path: Path, source: type[Source], sink: type[Sink]) -> list[str]:
+    if source.carries in sink.accepts:
+        return []
+    accepted = " or ".join(sorted(kind.value for kind in sink.accepts))
+    return [f"{path}: the source carries {source.carries.value}, but the sink accepts only {accepted}"]

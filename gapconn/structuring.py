@@ -1,0 +1,259 @@
+"""From the tables of a file to attrs classes, with every problem found at once and named.
+
+Knows nothing of the models: what it needs of a key is in the metadata that `gapconn.config.option` gives its field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, cast, get_origin
+
+import attrs
+from cattrs import AttributeValidationNote, Converter
+from cattrs.cols import homogenous_tuple_structure_factory, list_structure_factory, mapping_structure_factory
+from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
+from cattrs.gen import make_dict_structure_fn
+from cattrs.strategies import configure_union_passthrough
+
+from gapconn.units import (
+    Address,
+    BitsPerSecond,
+    Bytes,
+    Seconds,
+    parse_address,
+    parse_bytes,
+    parse_rate,
+    parse_seconds,
+)
+from gapconn.wording import allowed_words, choices_of, is_enum, suggestion, unknown_key, value_text
+
+T = TypeVar("T", bound=attrs.AttrsInstance)
+
+_SHOWN_CHARACTERS_MAX = 80
+
+
+@attrs.frozen(kw_only=True)
+class Given:
+    """The value of one key, as somebody gave it."""
+
+    label: str
+    """Where it stands: `pair.toml: link.rate`, or `environment: GAPCONN_LINK_RATE`."""
+    candidates: tuple[Any, ...]
+    """What it may mean; the first that has the right type counts. None at all: its problem was already reported."""
+    shown: Any
+    """The value for messages, as it was written at that place."""
+
+
+def structure(cls: type[T], table: Mapping[str, Given], *, label: str, problems: list[str]) -> T | None:
+    """An instance of the attrs class `cls`, or None after adding everything that is wrong to `problems`.
+
+    `label` names the section, for keys that are missing.
+    """
+    fields = {field.name: field for field in attrs.fields(attrs.resolve_types(cls)) if field.init}
+    found = [f"{given.label}: {unknown_key(key, fields)}" for key, given in table.items() if key not in fields]
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name in table:
+            _read_value(table[name], field, values, found)
+        elif field.default is attrs.NOTHING:
+            found.append(f"{label}.{name}: missing, allowed: {_plain(allowed_words(field))}")
+    found += _validation_problems(cls, fields, values, table, label)
+    problems += found
+    if found or any(not given.candidates for given in table.values()):
+        return None
+    try:
+        return cls(**values)
+    except ValueError as error:  # from __attrs_post_init__
+        problems.append(f"{label}: {error}")
+        return None
+
+
+def _read_value(given: Given, field: attrs.Attribute[Any], values: dict[str, Any], found: list[str]) -> None:
+    first: Exception | None = None
+    for candidate in given.candidates:
+        try:
+            values[field.name] = _CONVERTER.structure(candidate, cast(Any, field.type))
+        except Exception as error:  # the hook of a plugin's own type may raise anything
+            first = first or error
+        else:
+            return
+    if first is not None:
+        for path, reason in _reasons(first):
+            found.append(_sentence(given.label + path, reason, field, _shown(given.shown)))
+
+
+def _validation_problems(
+    cls: type[T],
+    fields: Mapping[str, attrs.Attribute[Any]],
+    values: Mapping[str, Any],
+    table: Mapping[str, Given],
+    label: str,
+) -> Iterator[str]:
+    """What the validators say. They may compare a key with others, so they see an instance of what could be read."""
+    partial = object.__new__(cls)
+    for name, field in fields.items():
+        if name in values:
+            object.__setattr__(partial, name, values[name])
+        elif name not in table and field.default is not attrs.NOTHING:
+            _set_default(partial, field)
+    for name, field in fields.items():
+        if field.validator is None or not hasattr(partial, name):
+            continue
+        value = getattr(partial, name)
+        try:
+            field.validator(partial, field, value)
+        except AttributeError:
+            continue  # compares with a key whose problem is already known
+        except (ValueError, TypeError) as error:
+            if name in table:
+                yield _sentence(
+                    table[name].label, _validator_words(error, name, value), field, _shown(table[name].shown)
+                )
+            else:
+                shown = f"the default {value_text(value, field.type)}"
+                yield _sentence(f"{label}.{name}", _validator_words(error, name, value), field, shown)
+
+
+def _set_default(partial: object, field: attrs.Attribute[Any]) -> None:
+    default: Any = field.default
+    if isinstance(default, attrs.Factory):  # type: ignore[arg-type]  # a class at run time, typed as a function
+        try:
+            default = default.factory(partial) if default.takes_self else default.factory()
+        except AttributeError:
+            return  # made from a key whose problem is already known
+    object.__setattr__(partial, field.name, default)
+
+
+# Messages
+
+
+def _plain(markdown: str) -> str:
+    return markdown.replace("`", "")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS_MAX else text[:_SHOWN_CHARACTERS_MAX] + "..."
+
+
+def _sentence(label: str, reason: str, field: attrs.Attribute[Any], shown: str) -> str:
+    allowed = _plain(allowed_words(field))
+    if field.metadata.get("secret"):  # a reason may quote the value
+        return f"{label}: not accepted (it is secret and not shown), allowed: {allowed}"
+    return f"{label}: {reason}: got {shown}, allowed: {allowed}"
+
+
+def _validator_words(error: ValueError | TypeError, name: str, value: Any) -> str:
+    """The reason in the message of a validator; those of attrs have the name in front and the value behind."""
+    message = str(error.args[0]) if error.args else "not allowed"
+    return message.removeprefix(f"{name!r} ").removesuffix(f": {value}")
+
+
+def _reasons(error: BaseException, path: str = "") -> Iterator[tuple[str, str]]:
+    """Where below the value (`.key`, `[index]`), and what was wrong."""
+    if isinstance(error, ClassValidationError | IterableValidationError):
+        noted, plain = error.group_exceptions()
+        for inner, note in noted:
+            if isinstance(note, AttributeValidationNote):
+                step = f".{note.name}"
+            else:
+                step = f".{note.index}" if isinstance(note.index, str) else f"[{note.index}]"
+            yield from _reasons(inner, path + step)
+        for inner in plain:
+            yield from _reasons(inner, path)
+    elif isinstance(error, ForbiddenExtraKeysError):
+        names = [field.name for field in attrs.fields(error.cl)]
+        for key in sorted(error.extra_fields):
+            yield path, unknown_key(key, names)
+    elif isinstance(error, KeyError):
+        yield path, "missing"
+    elif isinstance(error, TypeError):  # names Python's types, which are none of the reader's business
+        yield path, "of the wrong type"
+    else:
+        yield path, str(error.args[0]) if error.args else type(error).__name__
+
+
+# Values
+
+
+def _structure_text(value: Any, _: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("not text (in quotes)")
+    return value
+
+
+def _structure_int(value: Any, _: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError("not a whole number")
+    return value
+
+
+def _structure_float(value: Any, _: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError("not a number")
+    return float(value)
+
+
+def _structure_bool(value: Any, _: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("not true or false")
+    return value
+
+
+def _structure_choice(value: Any, hint: Any) -> Any:
+    choices = choices_of(hint) or []
+    for choice in choices:
+        if choice == value and type(choice) is type(value):
+            return hint(choice) if is_enum(hint) else choice
+    raise ValueError(f"not one of the choices{suggestion(str(value), map(str, choices))}")
+
+
+def _quantity(parse: Callable[[object], Any]) -> Callable[[Any, Any], Any]:
+    return lambda value, _: parse(value)
+
+
+def _shaped(shape: type, words: str, factory: Callable[..., Any]) -> Callable[[Any, Converter], Any]:
+    """A hook factory that looks at the shape first: cattrs makes a list of letters of a string."""
+
+    def make_hook(hint: Any, converter: Converter) -> Any:
+        structure = factory(hint, converter)
+
+        def hook(value: Any, hint: Any) -> Any:
+            if not isinstance(value, shape):
+                raise ValueError(words)
+            return structure(value, hint)
+
+        return hook
+
+    return make_hook
+
+
+def _origin_is(origin: type) -> Callable[[Any], bool]:
+    return lambda hint: get_origin(hint) is origin
+
+
+def _make_converter() -> Converter:
+    converter = Converter(detailed_validation=True, forbid_extra_keys=True)
+    configure_union_passthrough(str | bool | int | float | None, converter)
+    converter.register_structure_hook_factory(_origin_is(list), _shaped(list, "not a list", list_structure_factory))
+    converter.register_structure_hook_factory(
+        _origin_is(tuple), _shaped(list, "not a list", homogenous_tuple_structure_factory)
+    )
+    converter.register_structure_hook_factory(_origin_is(dict), _shaped(dict, "not a table", mapping_structure_factory))
+    converter.register_structure_hook_factory(attrs.has, _shaped(dict, "not a table", make_dict_structure_fn))
+    converter.register_structure_hook_func(lambda hint: choices_of(hint) is not None, _structure_choice)
+    for scalar, hook in (
+        (str, _structure_text),
+        (int, _structure_int),
+        (float, _structure_float),
+        (bool, _structure_bool),
+        (Seconds, _quantity(parse_seconds)),
+        (Bytes, _quantity(parse_bytes)),
+        (BitsPerSecond, _quantity(parse_rate)),
+        (Address, _quantity(parse_address)),
+    ):
+        converter.register_structure_hook(scalar, hook)
+    return converter
+
+
+_CONVERTER = _make_converter()

@@ -1,0 +1,146 @@
+"""The tables of a configuration file, with what the environment puts into and over them."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from gapconn.errors import ConfigError
+from gapconn.structuring import Given
+from gapconn.wording import suggestion
+
+ENVIRONMENT_PREFIX = "GAPCONN_"
+
+Tables: TypeAlias = dict[str, dict[str, Given]]
+"""Section, key, value."""
+
+Problems: TypeAlias = dict[str, list[str]]
+"""By section; what belongs to none is under the empty name."""
+
+_REFERENCE = re.compile(r"\$\$\{|\$\{([^}]*)\}")
+
+# Kubernetes sets such variables in every container when a Service is called "gapconn" or "gapconn-something".
+_OF_A_SERVICE = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+_SERVICE_URL = re.compile(r"(tcp|udp|sctp)://.*")
+
+
+def read_tables(path: Path, environ: Mapping[str, str], sections: tuple[str, ...], problems: Problems) -> Tables:
+    """The sections of the TOML file at `path`, with `${NAME}` replaced, and overridden by `GAPCONN_<SECTION>_<KEY>`.
+
+    Args:
+        path: The file.
+        environ: The environment.
+        sections: Those that exist. Their names have no underscore, so that a variable's name has one meaning.
+        problems: Gets what is wrong.
+
+    Raises:
+        ConfigError: the file cannot be read at all.
+    """
+    tables = _tables_of_file(path, environ, sections, problems)
+    _override(tables, environ, sections, problems)
+    return tables
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        # The byte order mark is what Windows editors begin a file with.
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError([f"{path}: there is no such file"]) from None
+    except IsADirectoryError:
+        raise ConfigError([f"{path}: a directory, not a file"]) from None
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{path}: not UTF-8 text: {error.reason} at byte {error.start}"]) from error
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([f"{path}: not TOML: {error}"]) from error
+
+
+def _tables_of_file(path: Path, environ: Mapping[str, str], sections: Iterable[str], problems: Problems) -> Tables:
+    tables: Tables = {}
+    for section, table in _read(path).items():
+        if section not in sections:
+            what = "unknown section" if isinstance(table, dict) else "a key outside of a section:"
+            names = ", ".join(sections)
+            problems[""].append(f"{path}: {what} {section!r}{suggestion(section, sections)}, allowed: {names}")
+        elif not isinstance(table, dict):
+            problems[section].append(f"{path}: {section}: not a section: write it as [{section}]")
+            tables[section] = {}
+        else:
+            tables[section] = {
+                key: _given_in_file(f"{path}: {section}.{key}", value, environ, problems[section])
+                for key, value in table.items()
+            }
+    return tables
+
+
+def _given_in_file(label: str, value: Any, environ: Mapping[str, str], problems: list[str]) -> Given:
+    missing: list[str] = []
+    substituted = _substituted(value, environ, missing)
+    problems += [f"{label}: the environment variable {name!r} is not set, but ${{{name}}} needs it" for name in missing]
+    if missing:
+        return Given(label=label, candidates=(), shown=value)
+    if isinstance(value, str) and substituted != value:
+        # A number can only stand in a variable as text.
+        return Given(label=label, candidates=(substituted, _toml_value(substituted)), shown=value)
+    return Given(label=label, candidates=(substituted,), shown=value)
+
+
+def _substituted(value: Any, environ: Mapping[str, str], missing: list[str]) -> Any:
+    """`value` with every `${NAME}` in its strings replaced; names without a variable are added to `missing`."""
+
+    def replace(found: re.Match[str]) -> str:
+        name = found[1]
+        if name is None:
+            return "${"
+        if name not in environ:
+            missing.append(name)
+        return environ.get(name, "")
+
+    match value:
+        case str():
+            return _REFERENCE.sub(replace, value)
+        case list():
+            return [_substituted(item, environ, missing) for item in value]
+        case dict():
+            return {key: _substituted(item, environ, missing) for key, item in value.items()}
+    return value
+
+
+def _toml_value(text: str) -> Any:
+    """What `text` is as a TOML value; `text` itself if it is none."""
+    try:
+        document = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return document["value"] if len(document) == 1 else text
+
+
+def _override(tables: Tables, environ: Mapping[str, str], sections: Iterable[str], problems: Problems) -> None:
+    """Put the variables `GAPCONN_<SECTION>_<KEY>` over the keys of the file."""
+    for variable, text in sorted(environ.items()):
+        name = variable.removeprefix(ENVIRONMENT_PREFIX)
+        if name == variable or name.startswith("TEST_") or _is_of_a_service(name, text):
+            continue
+        section, _, key = name.partition("_")
+        label = f"environment: {variable}"
+        if section.lower() in sections and key:
+            # Text that happens to be a TOML value (a password of digits) is meant as text where only text is allowed.
+            given = Given(label=label, candidates=(_toml_value(text), text), shown=text)
+            tables.setdefault(section.lower(), {})[key.lower()] = given
+        else:
+            near = suggestion(section.lower(), sections)
+            names = ", ".join(f"{ENVIRONMENT_PREFIX}{known.upper()}_<KEY>" for known in sections)
+            problems[""].append(f"{label}: unknown variable{near}, allowed: {names}")
+
+
+def _is_of_a_service(name: str, text: str) -> bool:
+    if _OF_A_SERVICE.fullmatch(name):
+        return True
+    return (name == "PORT" or name.endswith("_PORT")) and _SERVICE_URL.fullmatch(text) is not None
