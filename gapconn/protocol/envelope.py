@@ -1,0 +1,100 @@
+"""The message around a batch: envelope, positions, check (spec/wire.md, "Message")."""
+
+from __future__ import annotations
+
+import struct
+from typing import Annotated
+
+import attrs
+import msgspec
+from xxhash import xxh3_64_digest
+
+from gapconn.errors import RemoteProtocolError
+from gapconn.protocol.registry import ENVELOPE_BYTES, MESSAGE_CHECK_BYTES, MessageKind
+
+_ENVELOPE = struct.Struct(">BBHIQII")
+assert _ENVELOPE.size == ENVELOPE_BYTES
+
+MESSAGE_OVERHEAD_BYTES = ENVELOPE_BYTES + MESSAGE_CHECK_BYTES
+"""What a message has beside its positions and its body."""
+
+
+class Run(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
+    """Positions of a run of records of one stream partition."""
+
+    stream: str
+    partition: int
+    previous: Annotated[int, msgspec.Meta(ge=-1)]
+    """Position of the last record sent before; -1 claims nothing."""
+    first: Annotated[int, msgspec.Meta(ge=0)]
+    last: Annotated[int, msgspec.Meta(ge=0)]
+    count: Annotated[int, msgspec.Meta(ge=0)]
+
+
+_encode_runs = msgspec.msgpack.Encoder().encode
+_decode_runs = msgspec.msgpack.Decoder(list[Run]).decode
+
+
+@attrs.frozen(kw_only=True)
+class Message:
+    """A message that was checked and opened."""
+
+    kind: MessageKind
+    first_record: int
+    record_count: int
+    runs: list[Run]
+    body: memoryview
+    """A view into the message's bytes."""
+
+
+def begin_message(
+    buffer: bytearray, *, kind: MessageKind, first_record: int, record_count: int, runs: list[Run]
+) -> int:
+    """Start a message in `buffer`, whatever it held; the offset at which the body goes, in bytes."""
+    positions = _encode_runs(runs) if runs else b"\x90"
+    buffer[:] = _ENVELOPE.pack(kind, 0, 0, len(positions), first_record, record_count, 0) + positions
+    return len(buffer)
+
+
+def end_message(buffer: bytearray) -> None:
+    """Append the check (GC-WIRE-10): the message is whole."""
+    buffer += xxh3_64_digest(buffer)
+
+
+def open_message(message: memoryview) -> Message:
+    """Check and open a whole message (GC-WIRE-11).
+
+    Raises:
+        RemoteProtocolError: the check does not fit, or the envelope is not as specified (reason `damaged`).
+    """
+    covered = message[: len(message) - MESSAGE_CHECK_BYTES]
+    if xxh3_64_digest(covered) != message[len(covered) :]:
+        raise RemoteProtocolError("the message's check does not fit", reason="damaged")
+    kind, zero, zeros, positions_bytes, first_record, record_count, rest = _ENVELOPE.unpack_from(covered)
+    body_offset = ENVELOPE_BYTES + positions_bytes
+    if zero or zeros or rest or body_offset > len(covered) or kind not in _KINDS:
+        raise RemoteProtocolError("the message's envelope is malformed", reason="damaged")
+    try:
+        runs = _decode_runs(covered[ENVELOPE_BYTES:body_offset])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RemoteProtocolError(f"the message's positions are malformed: {error}", reason="damaged") from error
+    if not all(_plausible(kind, run) for run in runs) or (
+        kind == MessageKind.POSITIONS and (record_count or body_offset != len(covered))
+    ):
+        raise RemoteProtocolError("the message's positions contradict themselves", reason="damaged")
+    return Message(
+        kind=MessageKind(kind),
+        first_record=first_record,
+        record_count=record_count,
+        runs=runs,
+        body=covered[body_offset:],
+    )
+
+
+_KINDS = frozenset(MessageKind)
+
+
+def _plausible(kind: int, run: Run) -> bool:
+    if kind == MessageKind.POSITIONS:
+        return run.count == 0 and run.previous == run.first == run.last
+    return run.count >= 1 and run.previous < run.first <= run.last and run.count <= run.last - run.first + 1

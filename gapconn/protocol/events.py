@@ -1,0 +1,149 @@
+"""What the receiving half tells its owner: past tense, immutable; `match` over `Event` with `assert_never`."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import attrs
+
+from gapconn.protocol.envelope import Run
+from gapconn.protocol.registry import LossCause
+
+
+class FollowReason(enum.Enum):
+    """Why a session got the link."""
+
+    FIRST_HEARD = "first heard"
+    RESUMED = "resumed from stored state"
+    SUCCESSION = "named the session before it"
+    AFTER_SHUTDOWN = "the session before it had ended"
+    AFTER_SILENCE = "the session before it was silent"
+
+
+@attrs.frozen(kw_only=True)
+class SessionFollowed:
+    """A session has the link now (GC-SESS-5 to 7)."""
+
+    epoch: int
+    previous_epoch: int
+    """The session that was followed before; 0 if none."""
+    reason: FollowReason
+
+
+@attrs.frozen(kw_only=True)
+class SessionEnded:
+    """The followed session said Shutdown."""
+
+    epoch: int
+    messages_sent: int
+    """In the whole session, as the ingress counted them."""
+    records_sent: int
+
+
+@attrs.frozen(kw_only=True)
+class LinkInterrupted:
+    """Nothing was heard of the followed session for the interruption timeout (GC-SESS-13)."""
+
+    epoch: int
+    """0 if nothing was ever heard."""
+    silent_s: float
+    """Seconds since the last datagram of the session, or since the start."""
+
+
+@attrs.frozen(kw_only=True)
+class LinkRestored:
+    """The link is heard again after an interruption."""
+
+    epoch: int
+    silent_s: float
+    """Seconds for which nothing was heard."""
+
+
+@attrs.frozen(kw_only=True)
+class ConflictDetected:
+    """Two ingresses send on this link (GC-SESS-11)."""
+
+    epoch: int
+    """Of the session that keeps the link."""
+    rival_epoch: int
+
+
+@attrs.frozen(kw_only=True)
+class ConflictCleared:
+    """The rival has been silent for an interruption timeout."""
+
+    rival_epoch: int
+
+
+@attrs.frozen(kw_only=True)
+class ForeignLinkDetected:
+    """An ingress of another link sends to this egress (GC-SESS-12)."""
+
+    link_id: int
+
+
+@attrs.frozen(kw_only=True)
+class MessageDelivered:
+    """A message arrived whole and is next in order."""
+
+    epoch: int
+    number: int
+    first_record: int
+    """Records sent in the session before this message."""
+    record_count: int
+    runs: list[Run]
+    """Positions of the records in it."""
+    already_delivered: Mapping[tuple[str, int], int]
+    """By (stream, partition): records at or before this position were delivered before and are to be dropped."""
+    body: memoryview
+    """The batch; empty for a message that only told positions and has nothing for the sink."""
+
+
+@attrs.frozen(kw_only=True)
+class MessagesLost:
+    """These messages will not be delivered (GC-DLV-10)."""
+
+    epoch: int
+    first: int
+    last: int
+    """Included."""
+    cause: LossCause
+
+
+@attrs.frozen(kw_only=True)
+class RecordsLost:
+    """So many records were in messages that were lost (GC-DLV-13)."""
+
+    epoch: int
+    count: int
+    cause: LossCause
+    """Of the messages directly before; a range may mix causes."""
+
+
+@attrs.frozen(kw_only=True)
+class RecordsMissing:
+    """Records of this stream partition are missing, between these positions (GC-DLV-14)."""
+
+    epoch: int
+    stream: str
+    partition: int
+    first: int
+    last: int
+    """Included. Not every position between need have held a record."""
+
+
+Event: TypeAlias = (
+    SessionFollowed
+    | SessionEnded
+    | LinkInterrupted
+    | LinkRestored
+    | ConflictDetected
+    | ConflictCleared
+    | ForeignLinkDetected
+    | MessageDelivered
+    | MessagesLost
+    | RecordsLost
+    | RecordsMissing
+)

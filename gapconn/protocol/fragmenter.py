@@ -1,0 +1,87 @@
+"""A message becomes datagrams: cut into equal symbols, built a burst at a time (spec/delivery.md, "Fragmentation")."""
+
+from __future__ import annotations
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
+
+from gapconn.protocol.registry import HEADER_BYTES, SYMBOLS_PER_BLOCK_MAX, DatagramType
+from gapconn.protocol.wire import OVERHEAD_BYTES, ROWS_MAX, Burst, Header, Slab, rows_per_burst
+
+_COUNTING = np.arange(ROWS_MAX, dtype=np.uint64)
+_INDEXES = np.arange(SYMBOLS_PER_BLOCK_MAX, dtype=np.uint8)
+
+
+@attrs.frozen(kw_only=True)
+class Cut:
+    """How a message is cut (GC-DLV-2)."""
+
+    message_bytes: int
+    symbol_bytes: int
+    symbols: int
+    rows: int
+    """Datagrams per full burst."""
+    block_symbols: int
+    """Source symbols per full block: whole bursts, so that no burst spans two blocks."""
+
+
+def cut_of(message_bytes: int, symbol_bytes_max: int) -> Cut:
+    """The cut of a message of that length."""
+    at_least = -(-message_bytes // symbol_bytes_max)
+    symbol_bytes = -(-message_bytes // at_least)
+    rows = rows_per_burst(symbol_bytes + OVERHEAD_BYTES)
+    return Cut(
+        message_bytes=message_bytes,
+        symbol_bytes=symbol_bytes,
+        symbols=-(-message_bytes // symbol_bytes),
+        rows=rows,
+        block_symbols=(SYMBOLS_PER_BLOCK_MAX - 1) // rows * rows,
+    )
+
+
+class Fragmenter:
+    """Builds the bursts of one message, one after the other, into slabs that the caller gives.
+
+    Args:
+        message: The whole message; zeros are appended to fill its last symbol.
+    """
+
+    def __init__(self, message: bytearray, *, cut: Cut, link_id: int, epoch: int, number: int) -> None:
+        self._cut = cut
+        padding = cut.symbols * cut.symbol_bytes - cut.message_bytes
+        message += bytes(padding)
+        self._symbols: NDArray[np.uint8] = np.frombuffer(message, np.uint8).reshape(cut.symbols, cut.symbol_bytes)
+        self._header = Header(
+            type=DatagramType.DATA,
+            link_id=link_id,
+            epoch=epoch,
+            sequence=0,
+            symbol_bytes=cut.symbol_bytes,
+            message=number,
+            message_bytes=cut.message_bytes,
+        )
+        self._next = 0
+
+    @property
+    def bursts_left(self) -> int:
+        """How many bursts are still to be built."""
+        return -(-(self._cut.symbols - self._next) // self._cut.rows)
+
+    def build(self, slab: Slab, first_sequence: int) -> Burst:
+        """The next burst, in `slab`, its datagrams numbered from `first_sequence` on."""
+        cut, first = self._cut, self._next
+        block = first - first % cut.block_symbols
+        block_end = min(block + cut.block_symbols, cut.symbols)
+        count = min(cut.rows, block_end - first)
+        self._next = first + count
+        datagram_bytes = cut.symbol_bytes + OVERHEAD_BYTES
+        rows = slab.layout(datagram_bytes)
+        template = attrs.evolve(self._header, block=block, source_symbols=block_end - block).pack()
+        rows.header_bytes[:count] = np.frombuffer(template, np.uint8, HEADER_BYTES)
+        rows.sequences[:count] = _COUNTING[:count] + np.uint64(first_sequence)
+        rows.indexes[:count] = _INDEXES[first - block : first - block + count]
+        rows.payloads[:count] = self._symbols[first : first + count]
+        rows.checks[:count] = np.fromiter(map(xxh3_64_intdigest, rows.covered[:count]), np.uint64, count)
+        return Burst(slab, datagram_bytes, count)

@@ -1,0 +1,471 @@
+"""The receiving half of a link: bursts of datagrams and time in, messages and events out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
+
+from gapconn.protocol.events import (
+    ConflictDetected,
+    Event,
+    FollowReason,
+    ForeignLinkDetected,
+    LinkInterrupted,
+    MessageDelivered,
+    MessagesLost,
+    RecordsLost,
+    RecordsMissing,
+    SessionEnded,
+    SessionFollowed,
+)
+from gapconn.protocol.follower import Follower
+from gapconn.protocol.positions import DeliveredPositions, StreamPartition
+from gapconn.protocol.reassembler import Reassembler, Settled
+from gapconn.protocol.registry import MAGIC, VERSION, DatagramType, DropReason, Flag, LossCause
+from gapconn.protocol.sequence import SequenceWindow
+from gapconn.protocol.states import ReceiverState
+from gapconn.protocol.wire import OVERHEAD_BYTES, SLAB_BYTES, Announcement, Burst, Header, Layout
+
+
+@attrs.frozen(kw_only=True)
+class ReceiverSettings:
+    """What an egress is configured to accept."""
+
+    link_id: int
+    interruption_timeout_s: float = 3.0
+    """Until a session announces its own (GC-TIME-2)."""
+    reorder_timeout_s: float = 0.2
+    reassembly_bytes_max: int = 64 << 20
+    message_bytes_max: int = 16 << 20
+
+
+@attrs.frozen(kw_only=True)
+class Progress:
+    """What an egress has delivered: its stored state (GC-SESS-9)."""
+
+    epoch: int
+    next_message: int
+    """All messages before it are settled."""
+    next_record: int
+    """Records of the session seen or counted as lost so far."""
+    positions: Mapping[StreamPartition, int]
+    """By (stream, partition): the last position delivered."""
+
+
+@attrs.define(kw_only=True)
+class ReceiverCounters:
+    """What was received so far. Plain numbers; they only grow."""
+
+    datagrams: int = 0
+    bytes: int = 0
+    """UDP payload bytes."""
+    dropped: Counter[DropReason] = attrs.field(factory=Counter)
+    datagrams_missed: int = 0
+    """Of sessions that are over; see `LinkReceiver.datagrams_missed` for all."""
+    messages: int = 0
+    records: int = 0
+    message_bytes: int = 0
+    messages_lost: Counter[LossCause] = attrs.field(factory=Counter)
+    records_lost: int = 0
+    records_missing_ranges: int = 0
+    sessions: int = 0
+    interruptions: int = 0
+    conflicts: int = 0
+    foreign_links: int = 0
+
+
+_KNOWN_TYPES = frozenset(DatagramType)
+_INDEX_STEP = np.frombuffer(bytes([0, 0, 0, 0, 1, 0, 0, 0]), np.uint64)[0]
+"""What one more in the index field adds to the last header word, in this machine's byte order."""
+_INDEX_STEPS = np.arange(SLAB_BYTES // OVERHEAD_BYTES + 1, dtype=np.uint64) * _INDEX_STEP
+
+
+class LinkReceiver:
+    """Takes in whatever arrives, follows one session, and says what became of each message.
+
+    Every datagram is either used or counted under one drop reason (GC-MOD-5). Time is monotonic, in seconds.
+
+    Args:
+        settings: What the egress is configured to accept.
+        now_s: The time.
+        resume: The stored state of an earlier life, if there is one.
+    """
+
+    def __init__(self, settings: ReceiverSettings, *, now_s: float, resume: Progress | None = None) -> None:
+        self.settings = settings
+        self.counters = ReceiverCounters()
+        self.announcement: Announcement | None = None
+        """What the followed session said last of itself."""
+        self._now_s = now_s
+        self._events: list[Event] = []
+        self._resume = resume
+        self._joined = False
+        self._session_epoch = 0
+        """Whose messages are being reassembled: it lags behind the follower while an old session is settled."""
+        self._follower = Follower(
+            followed_epoch=resume.epoch if resume else 0,
+            interruption_timeout_s=settings.interruption_timeout_s,
+            now_s=now_s,
+        )
+        self._positions = DeliveredPositions(resume.positions if resume else None)
+        self._window = SequenceWindow()
+        self._reassembler = self._new_reassembler(0)
+        self._next_record = 0
+        self._loss_cause = LossCause.GAP
+        self._ended = False
+        self._foreign_reported_s: float | None = None
+
+    # -- what the owner may ask ------------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> int:
+        """The followed session; 0 if there is none."""
+        return self._follower.epoch
+
+    @property
+    def state(self) -> ReceiverState:
+        """Where the followed session is."""
+        return self._follower.state
+
+    @property
+    def conflict(self) -> bool:
+        """Whether two ingresses are heard."""
+        return self._follower.conflict
+
+    @property
+    def datagrams_missed(self) -> int:
+        """Datagrams of all followed sessions that were sent and have not arrived (GC-DLV-12)."""
+        return self.counters.datagrams_missed + self._window.missing
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory of incomplete and waiting messages."""
+        return self._reassembler.held_bytes
+
+    @property
+    def held_messages(self) -> int:
+        """Incomplete and waiting messages."""
+        return self._reassembler.held_messages
+
+    @property
+    def next_message(self) -> int:
+        """Number of the next message that is not settled."""
+        return self._reassembler.next_message
+
+    @property
+    def next_record(self) -> int:
+        """Records of the session that are settled."""
+        return self._next_record
+
+    def silent_s(self, now_s: float) -> float:
+        """Seconds since the followed session was heard."""
+        return self._follower.silent_s(now_s)
+
+    def take_events(self) -> list[Event]:
+        """What happened since the last call, in order."""
+        events, self._events = self._events, []
+        return events
+
+    # -- datagrams -------------------------------------------------------------------------------------------
+
+    def receive(self, burst: Burst, now_s: float) -> None:
+        """Take in the datagrams of a burst. They are copied where needed: the slab may be reused at once."""
+        self.handle_timeout(now_s)  # what was due before this burst came, comes before it (GC-TIME-3)
+        now_s = self._now_s
+        count = burst.count
+        self.counters.datagrams += count
+        self.counters.bytes += count * burst.datagram_bytes
+        if burst.datagram_bytes < OVERHEAD_BYTES:
+            self._drop(DropReason.TOO_SHORT, count)
+            return
+        rows = burst.slab.layout(burst.datagram_bytes, burst.offset)
+        checks = list(map(xxh3_64_intdigest, rows.covered[:count]))
+        if checks == rows.checks[:count].tolist() and _is_run(rows, count):
+            self._receive_run(rows, 0, count, now_s)
+        else:
+            intact = np.array(checks, np.uint64) == rows.checks[:count]
+            self._drop_damaged(rows.matrix[:count][~intact])
+            for first, stop in _runs(rows, intact):
+                self._receive_run(rows, first, stop, now_s)
+        self._collect()
+
+    def _drop_damaged(self, matrix: NDArray[np.uint8]) -> None:
+        """Count datagrams whose check does not fit, under the first reason that applies (GC-WIRE-3)."""
+        if not len(matrix):
+            return
+        reasons = np.full(len(matrix), DropReason.BAD_CHECK, np.uint8)
+        reasons[(matrix[:, 5] & Flag.SEALED) != 0] = DropReason.WRONG_SECURITY_MODE
+        reasons[matrix[:, 2] != VERSION] = DropReason.UNSUPPORTED_VERSION
+        reasons[(matrix[:, 0] != MAGIC >> 8) | (matrix[:, 1] != MAGIC & 0xFF)] = DropReason.BAD_MAGIC
+        for reason, count in enumerate(np.bincount(reasons).tolist()):
+            if count:
+                self._drop(DropReason(reason), count)
+
+    def _receive_run(self, rows: Layout, first: int, stop: int, now_s: float) -> None:
+        """Take in intact rows that continue each other: they differ only in sequence and index, each one more."""
+        header = Header.unpack(rows.covered[first])
+        count = stop - first
+        reason = self._refusal(header)
+        if reason is not None:
+            self._drop(reason, count)
+            if reason is DropReason.FOREIGN_LINK:
+                self._note_foreign(header.link_id, now_s)
+        elif header.type == DatagramType.DATA:
+            self._receive_data(header, rows, first, stop, now_s)
+        else:
+            for row in range(first, stop):
+                self._receive_control(Header.unpack(rows.covered[row]), bytes(rows.payloads[row]), now_s)
+
+    def _refusal(self, header: Header) -> DropReason | None:
+        if header.magic != MAGIC:
+            return DropReason.BAD_MAGIC
+        if header.version != VERSION:
+            return DropReason.UNSUPPORTED_VERSION
+        if header.flags & Flag.SEALED:
+            return DropReason.WRONG_SECURITY_MODE
+        if header.link_id != self.settings.link_id:
+            return DropReason.FOREIGN_LINK
+        if header.type not in _KNOWN_TYPES or header.flags:
+            return DropReason.UNKNOWN_TYPE
+        return None
+
+    def _receive_control(self, header: Header, payload: bytes, now_s: float) -> None:
+        if not header.well_formed(len(payload)):
+            self._drop(DropReason.MALFORMED)
+            return
+        announcement = Announcement.unpack(payload)
+        if not announcement.well_formed(header):
+            self._drop(DropReason.MALFORMED)
+            return
+        if not self._admit(header, announcement, now_s):
+            return
+        ((_, _, reason),) = self._window.take(header.sequence, 1)
+        if reason is not None:
+            self._drop(reason)
+            return
+        self._learn(announcement, now_s)
+        if header.type == DatagramType.SHUTDOWN and not self._ended:
+            self._ended = True
+            self._events.append(
+                SessionEnded(
+                    epoch=header.epoch,
+                    messages_sent=announcement.messages_sent,
+                    records_sent=announcement.records_sent,
+                )
+            )
+
+    def _receive_data(self, header: Header, rows: Layout, first: int, stop: int, now_s: float) -> None:
+        count = stop - first
+        if (
+            not header.well_formed(rows.payloads.shape[1])
+            or header.index + count > header.source_symbols + header.repair_symbols
+        ):
+            self._drop(DropReason.MALFORMED, count)
+            return
+        if not self._admit(header, None, now_s, count):
+            return
+        for begin, end, reason in self._window.take(header.sequence, count):
+            if reason is not None:
+                self._drop(reason, end - begin)
+                continue
+            part = header if begin == 0 else attrs.evolve(header, index=header.index + begin)
+            unused, why = self._reassembler.add(part, rows.payloads[first + begin : first + end], now_s)
+            if why is not None:
+                self._drop(why, unused)
+
+    def _admit(self, header: Header, announcement: Announcement | None, now_s: float, count: int = 1) -> bool:
+        """Whether the session of this datagram holds the link; if it has just got it, or is resumed, begin with it."""
+        reason, taken = self._follower.hear(
+            DatagramType(header.type), header.epoch, announcement.previous_epoch if announcement else None, now_s
+        )
+        if reason is not None:
+            self._drop(reason, count)
+            return False
+        if taken or not self._joined:
+            self._begin(header, announcement, taken=taken)
+        return True
+
+    def _begin(self, header: Header, announcement: Announcement | None, *, taken: bool) -> None:
+        """Start on a session, a new one or that of the stored state; the old one is settled before (GC-SESS-10)."""
+        joining = not self._joined
+        if not joining:
+            self._reassembler.settle_known(LossCause.SESSION_ENDED)
+            self._collect_settled()
+            self._account_announced_records()
+        self._session_epoch = header.epoch
+        self._events += self._take_follower_events()
+        self.counters.sessions += 1
+        self.counters.datagrams_missed += self._window.missing
+        next_message = 0
+        self._next_record = 0
+        if not taken and self._resume is not None:
+            next_message, self._next_record = self._resume.next_message, self._resume.next_record
+            self._events.append(
+                SessionFollowed(epoch=header.epoch, previous_epoch=header.epoch, reason=FollowReason.RESUMED)
+            )
+        self._joined = True
+        self._ended = False
+        self.announcement = announcement
+        self._window = SequenceWindow(header.sequence if joining else 0)
+        self._reassembler = self._new_reassembler(next_message)
+        self._loss_cause = LossCause.GAP
+        if joining:
+            # What was sent before the first datagram heard is not a loss of the path (GC-DLV-11).
+            sent_before = announcement.messages_sent if announcement else header.message
+            cause = LossCause.WHILE_AWAY if self._resume else LossCause.BEFORE_JOIN
+            self._reassembler.settle_below(sent_before, cause)
+
+    def _learn(self, announcement: Announcement, now_s: float) -> None:
+        before = self.announcement
+        if before is None or announcement.messages_sent >= before.messages_sent:
+            self.announcement = announcement
+        self._follower.interruption_timeout_s = announcement.interruption_timeout_ms / 1000
+        self._reassembler.learn(announcement.messages_sent, now_s)
+
+    def _note_foreign(self, link_id: int, now_s: float) -> None:
+        last = self._foreign_reported_s
+        if last is None or now_s - last >= self._follower.interruption_timeout_s:
+            self._foreign_reported_s = now_s
+            self.counters.foreign_links += 1
+            self._events.append(ForeignLinkDetected(link_id=link_id))
+
+    # -- time ------------------------------------------------------------------------------------------------
+
+    def next_deadline_s(self) -> float | None:
+        """When `handle_timeout` has something to do; None when never."""
+        times = (self._follower.next_deadline_s(), self._reassembler.next_deadline_s())
+        return min((t for t in times if t is not None), default=None)
+
+    def handle_timeout(self, now_s: float) -> None:
+        """Do what is due: give up missing messages, notice silence."""
+        now_s = self._clock(now_s)
+        self._follower.handle_timeout(now_s)
+        self._reassembler.expire(now_s)
+        self._collect()
+
+    def close(self, now_s: float) -> None:
+        """The egress stops: deliver what is complete. What is still incomplete is left to the next life to report."""
+        self._clock(now_s)
+        self._reassembler.settle_complete(LossCause.GAP)
+        self._collect()
+
+    def _clock(self, now_s: float) -> float:
+        """Time never runs backwards here (GC-TIME-4)."""
+        self._now_s = max(self._now_s, now_s)
+        return self._now_s
+
+    # -- what became of it -----------------------------------------------------------------------------------
+
+    def _collect(self) -> None:
+        if self._follower.events:
+            self._events += self._take_follower_events()
+        if self._reassembler.settled:
+            self._collect_settled()
+        self._account_announced_records()
+
+    def _account_announced_records(self) -> None:
+        said = self.announcement
+        if said is not None and said.messages_sent == self._reassembler.next_message:
+            self._account_records(said.records_sent)
+
+    def _take_follower_events(self) -> list[Event]:
+        events, self._follower.events = self._follower.events, []
+        self.counters.interruptions += sum(isinstance(event, LinkInterrupted) for event in events)
+        self.counters.conflicts += sum(isinstance(event, ConflictDetected) for event in events)
+        return events
+
+    def _collect_settled(self) -> None:
+        settled, self._reassembler.settled = self._reassembler.settled, []
+        for item in settled:
+            if item.message is None:
+                cause = item.cause or LossCause.GAP
+                self._loss_cause = cause
+                self.counters.messages_lost[cause] += item.last - item.first + 1
+                self._events.append(
+                    MessagesLost(epoch=self._session_epoch, first=item.first, last=item.last, cause=cause)
+                )
+            else:
+                self._deliver(item)
+
+    def _deliver(self, item: Settled) -> None:
+        message = item.message
+        assert message is not None
+        self._account_records(message.first_record)
+        self._next_record = message.first_record + message.record_count
+        missing, already = self._positions.settle(message.runs)
+        for (stream, partition), first, last in missing:
+            self.counters.records_missing_ranges += 1
+            self._events.append(
+                RecordsMissing(epoch=self._session_epoch, stream=stream, partition=partition, first=first, last=last)
+            )
+        self.counters.messages += 1
+        self.counters.records += message.record_count
+        self.counters.message_bytes += len(message.body)
+        self._events.append(
+            MessageDelivered(
+                epoch=self._session_epoch,
+                number=item.first,
+                first_record=message.first_record,
+                record_count=message.record_count,
+                runs=message.runs,
+                already_delivered=already,
+                body=message.body,
+            )
+        )
+
+    def _account_records(self, sent: int) -> None:
+        """So many records were sent up to here; those that were not seen are lost (GC-DLV-13)."""
+        if sent > self._next_record:
+            lost = sent - self._next_record
+            self._next_record = sent
+            self.counters.records_lost += lost
+            self._events.append(RecordsLost(epoch=self._session_epoch, count=lost, cause=self._loss_cause))
+        self._loss_cause = LossCause.GAP
+
+    def _drop(self, reason: DropReason, count: int = 1) -> None:
+        self.counters.dropped[reason] += count
+
+    def _new_reassembler(self, next_message: int) -> Reassembler:
+        return Reassembler(
+            next_message=next_message,
+            bytes_max=self.settings.reassembly_bytes_max,
+            message_bytes_max=self.settings.message_bytes_max,
+            reorder_timeout_s=self.settings.reorder_timeout_s,
+        )
+
+
+def _is_run(rows: Layout, count: int) -> bool:
+    """Whether each row continues the one before: the same header but for sequence and index, each one more."""
+    if count == 1:
+        return True
+    words = rows.words[:count]
+    sequences = rows.sequences[:count].tolist()
+    return bool(
+        sequences == list(range(sequences[0], sequences[0] + count))
+        and (words[1:, :3] == words[0, :3]).all()
+        and (words[1:, 4] == words[0, 4]).all()
+        and (words[:, 5] - words[0, 5] == _INDEX_STEPS[:count]).all()
+    )
+
+
+def _runs(rows: Layout, intact: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """The longest runs of intact rows, in order, as (first, stop)."""
+    count = len(intact)
+    words = rows.words[:count]
+    sequences = rows.sequences[:count].astype(np.uint64)
+    continues = intact[1:] & intact[:-1]
+    continues &= (words[1:, [0, 1, 2, 4]] == words[:-1, [0, 1, 2, 4]]).all(axis=1)
+    continues &= sequences[1:] == sequences[:-1] + np.uint64(1)
+    continues &= words[1:, 5] - words[:-1, 5] == _INDEX_STEP
+    starts = intact.copy()
+    starts[1:] &= ~continues
+    firsts = np.flatnonzero(starts).tolist()
+    ends = intact.copy()
+    ends[:-1] &= ~continues
+    stops = (np.flatnonzero(ends) + 1).tolist()
+    return list(zip(firsts, stops, strict=True))

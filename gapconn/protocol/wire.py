@@ -1,0 +1,311 @@
+"""The datagram: header, announcement, and a buffer of equal datagrams seen as a matrix (spec/wire.md).
+
+All per-datagram work is done on whole bursts: a `Slab` is a 64 KiB buffer that is laid out as rows of equal length; its
+header words, payloads and checks are columns. The views are made once per length and reused, since making them costs
+more than using them.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NewType
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
+
+from gapconn.protocol.registry import (
+    ANNOUNCEMENT_BYTES,
+    CHECK_BYTES,
+    DATAGRAM_BYTES_MAX,
+    HEADER_BYTES,
+    MAGIC,
+    VERSION,
+    DatagramType,
+    Phase,
+)
+
+Epoch = NewType("Epoch", int)
+"""Names an ingress session: 64 bits, larger at every start."""
+Sequence = NewType("Sequence", int)
+"""Number of a datagram in its session, dense, from 0."""
+MessageNumber = NewType("MessageNumber", int)
+"""Number of a message in its session, dense, from 0."""
+
+OVERHEAD_BYTES = HEADER_BYTES + CHECK_BYTES
+"""What a datagram has beside its payload."""
+
+SEQUENCE_LIMIT = 2**63
+"""Sequence numbers stay below it, so that arithmetic on them never overflows 64 bits."""
+
+SLAB_BYTES = 65_536
+"""Room for what one GSO send or GRO receive can carry."""
+
+ROWS_MAX = 64
+"""The most datagrams that one GSO send takes on every kernel (UDP_MAX_SEGMENTS)."""
+
+_HEADER = struct.Struct(">HBBHHIIQQQIBBBB")
+_ANNOUNCEMENT = struct.Struct(">QQQQIIIHHBBBBIQ")
+assert _HEADER.size == HEADER_BYTES
+assert _ANNOUNCEMENT.size == ANNOUNCEMENT_BYTES
+
+
+@attrs.frozen(kw_only=True)
+class Header:
+    """The header of one datagram, field by field as in spec/wire.md."""
+
+    type: int
+    link_id: int
+    epoch: int
+    sequence: int
+    flags: int = 0
+    symbol_bytes: int = 0
+    block: int = 0
+    message: int = 0
+    message_bytes: int = 0
+    index: int = 0
+    source_symbols: int = 0
+    repair_symbols: int = 0
+    reserved: int = 0
+    magic: int = MAGIC
+    version: int = VERSION
+
+    def pack(self) -> bytes:
+        """The 48 bytes of the header."""
+        return _HEADER.pack(
+            self.magic,
+            self.version,
+            self.type,
+            self.flags,
+            self.symbol_bytes,
+            self.link_id,
+            self.block,
+            self.epoch,
+            self.sequence,
+            self.message,
+            self.message_bytes,
+            self.index,
+            self.source_symbols,
+            self.repair_symbols,
+            self.reserved,
+        )
+
+    @classmethod
+    def unpack(cls, buffer: memoryview | bytes, offset: int = 0) -> Header:
+        """The header at `offset`, nothing of it checked. `buffer` has at least 48 bytes from there."""
+        magic, version, kind, flags, symbol, link, block, epoch, seq, message, length, index, k, m, reserved = (
+            _HEADER.unpack_from(buffer, offset)
+        )
+        return cls(
+            magic=magic,
+            version=version,
+            type=kind,
+            flags=flags,
+            symbol_bytes=symbol,
+            link_id=link,
+            block=block,
+            epoch=epoch,
+            sequence=seq,
+            message=message,
+            message_bytes=length,
+            index=index,
+            source_symbols=k,
+            repair_symbols=m,
+            reserved=reserved,
+        )
+
+    def well_formed(self, payload_bytes: int) -> bool:
+        """Whether the fields agree with each other and with a payload of that many bytes (GC-WIRE-7, GC-WIRE-9)."""
+        if self.reserved or self.sequence >= SEQUENCE_LIMIT:
+            return False
+        if self.type != DatagramType.DATA:
+            symbol_fields = (
+                self.symbol_bytes,
+                self.block,
+                self.message,
+                self.message_bytes,
+                self.index,
+                self.source_symbols,
+                self.repair_symbols,
+            )
+            return payload_bytes == ANNOUNCEMENT_BYTES and not any(symbol_fields)
+        symbols = self.source_symbols + self.repair_symbols
+        return (
+            1 <= self.symbol_bytes == payload_bytes
+            and self.message_bytes > 32
+            and self.source_symbols >= 1
+            and symbols <= 256
+            and self.index < symbols
+            and self.block + self.source_symbols <= -(-self.message_bytes // self.symbol_bytes)
+            and self.message <= self.sequence
+        )
+
+
+@attrs.frozen(kw_only=True)
+class Announcement:
+    """What an ingress says of itself in StartUp, HeartBeat and Shutdown (GC-WIRE-8)."""
+
+    previous_epoch: int
+    """Epoch of the session before this one on the same link, as stored; 0 if not known."""
+    messages_sent: int
+    records_sent: int
+    records_filtered: int
+    heartbeat_interval_ms: int
+    interruption_timeout_ms: int
+    message_bytes_max: int
+    mtu_bytes: int
+    symbol_bytes_max: int
+    security_mode: int = 0
+    fec_source_symbols: int = 0
+    fec_repair_symbols: int = 0
+    phase: int
+    key_id: int = 0
+    reserved: int = 0
+
+    def pack(self) -> bytes:
+        """The 64 bytes of the announcement."""
+        return _ANNOUNCEMENT.pack(
+            self.previous_epoch,
+            self.messages_sent,
+            self.records_sent,
+            self.records_filtered,
+            self.heartbeat_interval_ms,
+            self.interruption_timeout_ms,
+            self.message_bytes_max,
+            self.mtu_bytes,
+            self.symbol_bytes_max,
+            self.security_mode,
+            self.fec_source_symbols,
+            self.fec_repair_symbols,
+            self.phase,
+            self.key_id,
+            self.reserved,
+        )
+
+    @classmethod
+    def unpack(cls, payload: memoryview | bytes) -> Announcement:
+        """The announcement in a payload of 64 bytes, nothing of it checked."""
+        previous, messages, records, filtered, beat, interruption, length, mtu, symbol, mode, k, m, phase, key, rest = (
+            _ANNOUNCEMENT.unpack(payload)
+        )
+        return cls(
+            previous_epoch=previous,
+            messages_sent=messages,
+            records_sent=records,
+            records_filtered=filtered,
+            heartbeat_interval_ms=beat,
+            interruption_timeout_ms=interruption,
+            message_bytes_max=length,
+            mtu_bytes=mtu,
+            symbol_bytes_max=symbol,
+            security_mode=mode,
+            fec_source_symbols=k,
+            fec_repair_symbols=m,
+            phase=phase,
+            key_id=key,
+            reserved=rest,
+        )
+
+    def well_formed(self, header: Header) -> bool:
+        """Whether the fields agree with each other and with the datagram's header (GC-WIRE-9)."""
+        return (
+            self.messages_sent <= header.sequence
+            and self.previous_epoch < header.epoch
+            and 1 <= self.heartbeat_interval_ms <= self.interruption_timeout_ms
+            and self.phase in _PHASES
+            and self.reserved == 0
+        )
+
+
+_PHASES = frozenset(Phase)
+
+
+def check_of(datagram: memoryview | bytes) -> int:
+    """The check of a datagram given without it (GC-WIRE-2)."""
+    digest: int = xxh3_64_intdigest(datagram)
+    return digest
+
+
+def encode_datagram(header: Header, payload: bytes) -> bytes:
+    """One whole datagram. For control datagrams and tests; symbols are built by the burst."""
+    covered = header.pack() + payload
+    return covered + check_of(covered).to_bytes(CHECK_BYTES, "big")
+
+
+class Layout:
+    """The views of a slab as rows of one length. Row views are contiguous; column views are strided."""
+
+    __slots__ = ("checks", "covered", "flat", "header_bytes", "indexes", "matrix", "payloads", "sequences", "words")
+
+    def __init__(self, flat: NDArray[np.uint8], datagram_bytes: int) -> None:
+        rows = len(flat) // datagram_bytes
+        self.flat = flat[: rows * datagram_bytes].data
+        """The rows one behind the other, for the socket."""
+        self.matrix = flat[: rows * datagram_bytes].reshape(rows, datagram_bytes)
+        self.header_bytes = self.matrix[:, :HEADER_BYTES]
+        self.words: NDArray[np.uint64] = self.header_bytes.view(np.uint64)
+        """The six header words in wire order: good for comparing for equality, not as numbers."""
+        self.sequences = self.matrix[:, 24:32].view(">u8")[:, 0]
+        self.indexes = self.matrix[:, 44]
+        self.payloads = self.matrix[:, HEADER_BYTES : datagram_bytes - CHECK_BYTES]
+        self.checks = self.matrix[:, datagram_bytes - CHECK_BYTES :].view(">u8")[:, 0]
+        view = self.flat
+        self.covered = [view[i * datagram_bytes : (i + 1) * datagram_bytes - CHECK_BYTES] for i in range(rows)]
+        """What each row's check covers. Made once: a fresh slice per datagram costs more than its hash."""
+
+
+class Slab:
+    """A reusable buffer for one burst of equal datagrams, with its views kept per datagram length."""
+
+    __slots__ = ("_layouts", "flat")
+
+    LAYOUTS_MAX = 32
+    """Lengths for which views are kept; a path with more different lengths than this makes them anew."""
+
+    def __init__(self, size_bytes: int = SLAB_BYTES) -> None:
+        self.flat: NDArray[np.uint8] = np.zeros(size_bytes, np.uint8)
+        self._layouts: dict[tuple[int, int], Layout] = {}
+
+    def layout(self, datagram_bytes: int, offset: int = 0) -> Layout:
+        """The views for rows of `datagram_bytes` (at least 56), the first of which begins at `offset`."""
+        key = (datagram_bytes, offset)
+        found = self._layouts.get(key)
+        if found is None:
+            if len(self._layouts) >= self.LAYOUTS_MAX:
+                self._layouts.clear()
+            found = self._layouts[key] = Layout(self.flat[offset:], datagram_bytes)
+        return found
+
+
+@attrs.frozen
+class Burst:
+    """Datagrams of equal length in a slab: what one GSO send or GRO receive carries."""
+
+    slab: Slab
+    datagram_bytes: int
+    """Length of each."""
+    count: int
+    offset: int = 0
+    """Where the first one begins in the slab."""
+
+    @property
+    def bytes(self) -> memoryview:
+        """All datagrams, one behind the other."""
+        end = self.offset + self.count * self.datagram_bytes
+        return self.slab.flat[self.offset : end].data
+
+
+def burst_of(datagrams: list[bytes]) -> list[Burst]:
+    """Bursts that hold these datagrams in their order, in slabs of their own. For tests and small numbers."""
+    bursts = []
+    for datagram in datagrams:
+        slab = Slab(max(1, len(datagram)))
+        slab.flat[: len(datagram)] = np.frombuffer(datagram, np.uint8)
+        bursts.append(Burst(slab, len(datagram), 1))
+    return bursts
+
+
+def rows_per_burst(datagram_bytes: int) -> int:
+    """How many datagrams of that length one burst carries at the most."""
+    return max(1, min(ROWS_MAX, DATAGRAM_BYTES_MAX // datagram_bytes))
