@@ -66,13 +66,8 @@ class ScriptedInlet:
     losses: list[tuple[str, int, int, str]] = attrs.field(factory=list)
     """stream, first, last, reason."""
 
-    async def __aiter__(self) -> AsyncIterator[Delivery]:
-        for number, item in enumerate(self.script):
-            await trio.lowlevel.checkpoint()
-            if isinstance(item, Delivery):
-                yield item
-            else:
-                yield self.delivery(item, message=number)
+    def __aiter__(self) -> AsyncIterator[Delivery]:
+        return _Player(self)
 
     def delivery(self, batch: Batch, *, message: int, epoch: int = 1, lost_before: int = 0) -> Delivery:
         """A delivery of `batch` whose acceptance this inlet notes."""
@@ -87,6 +82,23 @@ class ScriptedInlet:
 
     def lost(self, *, stream: str, first: int, last: int, reason: str) -> None:
         self.losses.append((stream, first, last, reason))
+
+
+class _Player:
+    """Plays a script once. Not an async generator: a sink may leave its loop at any time, and those must be closed."""
+
+    def __init__(self, inlet: ScriptedInlet) -> None:
+        self._inlet = inlet
+        self._items = enumerate(inlet.script)
+
+    def __aiter__(self) -> AsyncIterator[Delivery]:
+        return self
+
+    async def __anext__(self) -> Delivery:
+        await trio.lowlevel.checkpoint()
+        for number, item in self._items:
+            return item if isinstance(item, Delivery) else self._inlet.delivery(item, message=number)
+        raise StopAsyncIteration
 
 
 class Pipe:
@@ -138,9 +150,8 @@ class Pipe:
         """No more batches: the sink's loop ends after those that are held."""
         self._send.close()
 
-    async def __aiter__(self) -> AsyncIterator[Delivery]:
-        async for delivery in self._receive:
-            yield delivery
+    def __aiter__(self) -> AsyncIterator[Delivery]:
+        return self._receive
 
     def lost(self, *, stream: str, first: int, last: int, reason: str) -> None:
         self.losses.append((stream, first, last, reason))
