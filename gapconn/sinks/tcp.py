@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import attrs
 import trio
+from attrs.validators import ge, gt
 
 from gapconn.backoff import Backoff
 from gapconn.config import option
@@ -45,22 +46,29 @@ class TcpSinkConfig:
 
     connect: Address = option(help="Target of all connections. A name is looked up for each connection.")
     connect_timeout: Seconds = option(
-        default=Seconds(10.0), help="How long one try to connect may take; it is tried again for ever."
+        default=Seconds(10.0),
+        help="How long one try to connect may take; it is tried again for ever.",
+        allowed="more than 0",
+        validator=gt(0),
     )
     close_timeout: Seconds = option(
         default=Seconds(10.0),
         help="How long the target may take to close its side after the end of a stream; then it is closed anyway.",
+        allowed="more than 0",
+        validator=gt(0),
     )
-    max_connections: int = option(default=1024, help="Streams beyond this many are not opened, and reported lost.")
+    max_connections: int = option(
+        default=1024,
+        help="Streams beyond this many are not opened, and reported lost.",
+        allowed="1 or more",
+        validator=ge(1),
+    )
     buffer_bytes: Bytes = option(
         default=Bytes(32 << 20),
         help="What is held for slow connections, over all streams; when it is full, all streams wait.",
+        allowed="64 KiB or more",
+        validator=ge(64 << 10),
     )
-
-    def __attrs_post_init__(self) -> None:
-        for name in ("connect_timeout", "close_timeout", "max_connections", "buffer_bytes"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be more than 0")
 
 
 @attrs.define(eq=False)

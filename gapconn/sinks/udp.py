@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import attrs
 import trio
+from attrs.validators import ge
 
 from gapconn.backoff import Backoff
 from gapconn.config import option
@@ -33,11 +34,9 @@ class UdpSinkConfig:
     rate: BitsPerSecond = option(
         default=BitsPerSecond(0),
         help="Limit of what is sent, IP and UDP headers counted, for a target that a burst would overrun; 0: no limit.",
+        allowed="0 or more",
+        validator=ge(0),
     )
-
-    def __attrs_post_init__(self) -> None:
-        if self.rate < 0:
-            raise ValueError("rate must not be negative; 0 means no limit")
 
 
 class UdpSink:

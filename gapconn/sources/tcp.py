@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import attrs
 import trio
+from attrs.validators import ge
 
 from gapconn.backoff import Backoff
 from gapconn.config import option
@@ -35,17 +36,18 @@ class TcpSourceConfig:
     """Keys of `[source]` with `type = "tcp"`."""
 
     listen: Address = option(help="Address on which connections are accepted; of a name, its first address.")
-    max_connections: int = option(default=1024, help="Connections beyond this many are reset at once, and counted.")
+    max_connections: int = option(
+        default=1024,
+        help="Connections beyond this many are reset at once, and counted.",
+        allowed="1 or more",
+        validator=ge(1),
+    )
     alive_interval: Seconds = option(
         default=Seconds(5.0),
         help="How often the open streams are listed to the other side, which so notices that an end was lost.",
+        allowed="0.1 s or more",
+        validator=ge(0.1),
     )
-
-    def __attrs_post_init__(self) -> None:
-        if self.max_connections < 1:
-            raise ValueError("max_connections must be at least 1")
-        if self.alive_interval <= 0:
-            raise ValueError("alive_interval must be more than 0")
 
 
 @attrs.define(eq=False)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import attrs
 import trio
+from attrs.validators import ge, le
 
 from gapconn.config import option
 from gapconn.errors import SourceError
@@ -36,11 +37,9 @@ class UdpSourceConfig:
     receive_buffer_bytes: Bytes = option(
         default=Bytes(8 << 20),
         help="What the kernel holds while the link is busy; beyond it the kernel drops, counted as `kernel_dropped`.",
+        allowed="4 KiB to 1 GiB",
+        validator=[ge(4096), le(1 << 30)],
     )
-
-    def __attrs_post_init__(self) -> None:
-        if not 4096 <= self.receive_buffer_bytes <= 1 << 30:
-            raise ValueError("receive_buffer_bytes must be from 4 KiB to 1 GiB")
 
 
 class UdpSource:
