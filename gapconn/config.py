@@ -25,10 +25,10 @@ from gapconn.errors import ConfigError
 from gapconn.plugins import PluginRegistry
 from gapconn.sinks import SINKS, Sink
 from gapconn.sources import SOURCES, Source
-from gapconn.structuring import Given, structure
+from gapconn.structuring import Given, structure, unstructure
 from gapconn.tables import Problems, Tables, read_tables
 from gapconn.units import Address, BitsPerSecond, Bytes, Seconds, format_bytes, format_seconds
-from gapconn.wording import suggestion, value_text
+from gapconn.wording import suggestion
 
 SourceClass: TypeAlias = type[Source]
 SinkClass: TypeAlias = type[Sink]
@@ -337,12 +337,11 @@ class Pair:
     log: Log = attrs.field(factory=Log)
 
 
-def public_values(config: Any) -> dict[str, str]:
-    """The keys of a section and their values as they would stand in a file, without what is secret."""
-    fields = attrs.fields(attrs.resolve_types(type(config)))
+def public_values(config: Any) -> dict[str, Any]:
+    """The keys of a section with values that JSON has: seconds, bytes, bits per second; `***` for what is secret."""
     return {
-        field.name: '"***"' if field.metadata.get("secret") else value_text(getattr(config, field.name), field.type)
-        for field in fields
+        field.name: "***" if field.metadata.get("secret") else unstructure(getattr(config, field.name))
+        for field in attrs.fields(type(config))
     }
 
 
@@ -376,7 +375,7 @@ def load_pair(path: Path, environ: Mapping[str, str], *, role: Role | None = Non
     source = _read_end(_SOURCE, path, tables, role, problems["source"])
     sink = _read_end(_SINK, path, tables, role, problems["sink"])
     if source is not None and sink is not None:
-        problems[""] += _mismatch(path, source.plugin_class, sink.plugin_class)
+        problems[""] += _mismatch(path, source, sink)
     if role is Role.INGRESS:
         sink = None
         problems["sink"].clear()
@@ -438,8 +437,15 @@ def _plugin_class(registry: PluginRegistry[Any], given: Given, problems: list[st
     return None
 
 
-def _mismatch(path: Path, source: type[Source], sink: type[Sink]) -> list[str]:
-    if source.carries in sink.accepts:
+def _mismatch(path: Path, source: SourceSection, sink: SinkSection) -> list[str]:
+    carries = source.plugin_class.carries
+    # A source whose configuration decides it has this method, which sees a valid configuration only.
+    carries_with = getattr(source.plugin_class, "carries_with", None)
+    if carries_with is not None and source.config is not None:
+        carries = carries_with(source.config)
+    if carries in sink.plugin_class.accepts:
         return []
-    accepted = " or ".join(sorted(kind.value for kind in sink.accepts))
-    return [f"{path}: the source carries {source.carries.value}, but the sink accepts only {accepted}"]
+    accepted = " or ".join(sorted(kind.value for kind in sink.plugin_class.accepts))
+    return [
+        f"{path}: the {source.type} source carries {carries.value}, but the {sink.type} sink accepts only {accepted}"
+    ]

@@ -61,11 +61,7 @@ def structure(cls: type[T], table: Mapping[str, Given], *, label: str, problems:
     problems += found
     if found or any(not given.candidates for given in table.values()):
         return None
-    try:
-        return cls(**values)
-    except ValueError as error:  # from __attrs_post_init__
-        problems.append(f"{label}: {error}")
-        return None
+    return cls(**values)
 
 
 def _read_value(given: Given, field: attrs.Attribute[Any], values: dict[str, Any], found: list[str]) -> None:
@@ -79,7 +75,7 @@ def _read_value(given: Given, field: attrs.Attribute[Any], values: dict[str, Any
             return
     if first is not None:
         for path, reason in _reasons(first):
-            found.append(_sentence(given.label + path, reason, field, _shown(given.shown)))
+            found.append(_sentence(given.label + path, reason, field, given.candidates, _shown(given.shown)))
 
 
 def _validation_problems(
@@ -106,12 +102,18 @@ def _validation_problems(
             continue  # compares with a key whose problem is already known
         except (ValueError, TypeError) as error:
             if name in table:
-                yield _sentence(
-                    table[name].label, _validator_words(error, name, value), field, _shown(table[name].shown)
-                )
+                place, shown = table[name].label, _shown(table[name].shown)
             else:
-                shown = f"the default {value_text(value, field.type)}"
-                yield _sentence(f"{label}.{name}", _validator_words(error, name, value), field, shown)
+                place, shown = f"{label}.{name}", f"the default {value_text(value, field.type)}"
+            yield _sentence(place, _validator_words(error, name, value), field, value, shown)
+    check_whole = getattr(partial, "__attrs_post_init__", None)
+    if check_whole is not None:
+        try:
+            check_whole()
+        except AttributeError:
+            return
+        except (ValueError, TypeError) as error:
+            yield f"{label}: {error}"
 
 
 def _set_default(partial: object, field: attrs.Attribute[Any]) -> None:
@@ -122,6 +124,11 @@ def _set_default(partial: object, field: attrs.Attribute[Any]) -> None:
         except AttributeError:
             return  # made from a key whose problem is already known
     object.__setattr__(partial, field.name, default)
+
+
+def unstructure(value: Any) -> Any:
+    """A value of a key as JSON has it."""
+    return _CONVERTER.unstructure(value)
 
 
 # Messages
@@ -136,11 +143,24 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS_MAX else text[:_SHOWN_CHARACTERS_MAX] + "..."
 
 
-def _sentence(label: str, reason: str, field: attrs.Attribute[Any], shown: str) -> str:
-    allowed = _plain(allowed_words(field))
-    if field.metadata.get("secret"):  # a reason may quote the value
-        return f"{label}: not accepted (it is secret and not shown), allowed: {allowed}"
-    return f"{label}: {reason}: got {shown}, allowed: {allowed}"
+def _sentence(label: str, reason: str, field: attrs.Attribute[Any], given: Any, shown: str) -> str:
+    if field.metadata.get("secret"):
+        if any(text and text in reason for text in _texts(given)):
+            reason = "not accepted"
+        shown = "a secret that is not shown"
+    return f"{label}: {reason}: got {shown}, allowed: {_plain(allowed_words(field))}"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every value inside of a value, as text."""
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+    else:
+        yield str(value)
 
 
 def _validator_words(error: ValueError | TypeError, name: str, value: Any) -> str:
@@ -253,6 +273,7 @@ def _make_converter() -> Converter:
         (Address, _quantity(parse_address)),
     ):
         converter.register_structure_hook(scalar, hook)
+    converter.register_unstructure_hook(Address, str)
     return converter
 
 

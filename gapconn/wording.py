@@ -129,3 +129,12 @@ def value_text(value: Any, hint: Any = None) -> str:
         items = [f"{key} = {value_text(item)}" for key, item in value.items()]
         text = f"{{ {', '.join(items)} }}" if items else "{}"
     return text
+
+
+def given_text(config: Any) -> str:
+    """The keys of a section that differ from a fixed default, as `key = value`, without what is secret."""
+    return ", ".join(
+        f"{field.name} = " + ('"***"' if field.metadata.get("secret") else value_text(value, field.type))
+        for field in attrs.fields(attrs.resolve_types(type(config)))
+        if (value := getattr(config, field.name)) != field.default and value not in ({}, [], ())
+    )
