@@ -1,0 +1,720 @@
+"""Kafka topics as a source: a member of a consumer group that loses nothing and knows what it sent.
+
+    consumer ──messages──▶ batches ──▶ outlet ──on_sent──▶ offsets to commit
+       (one worker thread at a time)        (Trio's thread)
+
+Offsets are committed only for records that the kernel took (GC-DLV-1), and each commit says in its metadata which link
+made it. So whoever gets the partition next knows whether the record before its first one crossed *this* link (then the
+chain of positions goes on) or another pair's (then it restarts, and nothing is called lost).
+
+librdkafka is never let to choose a starting offset by itself (`auto.offset.reset=error`): where the wanted offset is
+gone, records were lost before they were read, and that is counted and logged here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate, groupby, pairwise
+from typing import Any, ClassVar, Final, Literal, TypeAlias, TypeVar
+
+import attrs
+import trio
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
+    OFFSET_STORED,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
+from trio_util import AsyncValue
+
+from gapconn.backoff import Backoff
+from gapconn.config import option
+from gapconn.errors import SourceError
+from gapconn.kafka_client import BrokerWatch, check_settings, library_settings
+from gapconn.plugins import Carries, Context
+from gapconn.record import NO_POSITION, Batch, Chunk, Header, Records, TimestampType, encode_batch
+from gapconn.sources import Outlet
+from gapconn.units import Seconds
+
+T = TypeVar("T")
+Place: TypeAlias = tuple[str, int]
+"""Topic and partition."""
+
+BATCHES_PER_READ: Final = 4
+"""A read takes about this many batches from librdkafka's queue at once, to share the cost of a thread's turn."""
+BATCHES_IN_HAND: Final = 8
+"""No more is read while this many batches wait for the link."""
+KEEP_ALIVE_S: Final = 1.0
+"""How long to wait for the link before the group is told again that this member is alive."""
+PROBE_INTERVAL_S: Final = 1.0
+REQUEST_TIMEOUT_S: Final = 5.0
+RECORD_OVERHEAD_BYTES: Final = 48
+"""At most what a record's position, timestamp and length prefixes add to a batch."""
+HEADER_OVERHEAD_BYTES: Final = 16
+RUN_OVERHEAD_BYTES: Final = 1024
+"""At most what the names and lengths of a run and of its batch add."""
+
+_RESERVED = {
+    "bootstrap.servers": "has its own key, bootstrap_servers",
+    "group.id": "has its own key, group_id",
+    "isolation.level": "has its own key, isolation_level",
+    "auto.offset.reset": "has its own key, start",
+    "enable.auto.commit": "is off: offsets are committed after the records were sent",
+    "enable.auto.offset.store": "is off: offsets are committed after the records were sent",
+    "partition.assignment.strategy": "is cooperative-sticky",
+}
+
+
+@attrs.frozen(kw_only=True)
+class KafkaSourceConfig:
+    """Keys of `[source]` with `type = "kafka"`."""
+
+    bootstrap_servers: str = option(help="Brokers to start from: host:port, several separated by commas.")
+    topics: list[str] = option(
+        help="Topics to carry; an entry that begins with ^ is a regular expression, also for topics made later."
+    )
+    group_id: str = option(help="Consumer group; the pairs that share a load are members of one group.")
+    start: Literal["earliest", "latest"] = option(
+        default="earliest", help="Where to begin in a partition for which the group has no offset."
+    )
+    isolation_level: Literal["read_committed", "read_uncommitted"] = option(
+        default="read_committed", help="Whether records of aborted and of open transactions are left out."
+    )
+    oversized: Literal["stop", "skip"] = option(
+        default="stop", help="What to do with a record that is too large for the link: stop, or leave it out, counted."
+    )
+    commit_interval: Seconds = option(
+        default=Seconds(1.0), help="How often offsets are committed; a crash sends again what was sent since."
+    )
+    client: dict[str, Any] = option(
+        factory=dict, secret=True, help="Any further setting of librdkafka, such as those for TLS and SASL."
+    )
+
+    @bootstrap_servers.validator
+    @group_id.validator
+    def _check_given(self, attribute: attrs.Attribute[str], value: str) -> None:
+        if not value:
+            raise ValueError("must not be empty")
+
+    @topics.validator
+    def _check_topics(self, attribute: attrs.Attribute[list[str]], value: list[str]) -> None:
+        if not value or not all(value):
+            raise ValueError("must name at least one topic, and no empty one")
+
+    @commit_interval.validator
+    def _check_commit_interval(self, attribute: attrs.Attribute[Seconds], value: Seconds) -> None:
+        if value <= 0:
+            raise ValueError("must be more than 0 s")
+
+    @client.validator
+    def _check_client(self, attribute: attrs.Attribute[dict[str, Any]], value: dict[str, Any]) -> None:
+        check_settings(value, _RESERVED)
+
+
+@attrs.define(kw_only=True, eq=False)
+class _Partition:
+    """One assignment of one partition; a later assignment of the same is another object."""
+
+    place: Place
+    handed: int
+    """Position of the last record handed over, also in earlier runs of this link: the chain's last link."""
+    sent: int = NO_POSITION
+    """Position of the last record that the kernel took. Written in Trio's thread."""
+    committed: int = NO_POSITION
+    """`sent` as of the last commit."""
+    owned: bool = True
+
+
+@attrs.frozen(kw_only=True)
+class _Hand:
+    """A batch that was read and waits to be sent."""
+
+    batch: Batch
+    partitions: list[_Partition]
+    """Of each part of the batch."""
+
+    def still_owned(self) -> _Hand:
+        """The same without partitions that were lost meanwhile: their new owner sends these records."""
+        if all(partition.owned for partition in self.partitions):
+            return self
+        kept = [(p, part) for p, part in zip(self.partitions, self.batch.parts, strict=True) if p.owned]
+        return _Hand(
+            batch=Batch(origin=self.batch.origin, parts=[part for _, part in kept]), partitions=[p for p, _ in kept]
+        )
+
+    def note_sent(self) -> None:
+        """The kernel took it: these offsets may be committed."""
+        for partition, part in zip(self.partitions, self.batch.parts, strict=True):
+            assert isinstance(part, Records)
+            partition.sent = part.positions[-1]
+
+
+class _ClientFailed(Exception):  # noqa: N818 - an event inside this module, not an error for others
+    """The client ended itself for good (librdkafka's fatal errors); a new one may do better."""
+
+
+def commit_metadata(link_id: int, previous: int) -> str:
+    """The text beside a committed offset: which link committed, and the last record it sent before the offset."""
+    return f"gapconn link={link_id} previous={previous}"
+
+
+def chain_position(committed: TopicPartition, link_id: int) -> int:
+    """The last record that this link sent before the committed offset; `NO_POSITION` when another one committed it."""
+    said = re.fullmatch(r"gapconn link=(\d+) previous=(-?\d+)", committed.metadata or "")
+    if said is None or int(said[1]) != link_id or int(said[2]) >= committed.offset:
+        return NO_POSITION
+    return int(said[2])
+
+
+class KafkaSource:
+    """Reads topics as a member of a consumer group."""
+
+    Config: ClassVar[type[Any]] = KafkaSourceConfig
+    carries: ClassVar[Carries] = Carries.RECORDS
+
+    def __init__(self, config: KafkaSourceConfig, context: Context) -> None:
+        self._config = config
+        self._context = context
+        self._watch = BrokerWatch(context)
+
+    async def run(self, outlet: Outlet) -> None:
+        backoff = Backoff()
+        while True:
+            session = _Session(self._config, self._context, self._watch, outlet)
+            try:
+                await session.run()
+            except _ClientFailed as failure:
+                self._context.counters["client_failed"] += 1
+                self._context.log.error("client_failed", error=str(failure), effect="a new one is made")
+            if session.was_assigned:
+                backoff.succeeded()
+            await trio.sleep(backoff.failed())
+
+
+class _Session:
+    """One consumer, from its start to its close.
+
+    The consumer is used in worker threads, by one call at a time, and its callbacks run inside those calls.
+    """
+
+    def __init__(self, config: KafkaSourceConfig, context: Context, watch: BrokerWatch, outlet: Outlet) -> None:
+        self.was_assigned = False
+        """The group gave this session partitions to read: the client works."""
+        self._config = config
+        self._context = context
+        self._log = context.log
+        self._counters = context.counters
+        self._watch = watch
+        self._outlet = outlet
+        self._partitions: dict[Place, _Partition] = {}
+        self._origin = ""
+        self._in_hand = AsyncValue(0)
+        """Batches read and not yet taken by the outlet."""
+        self._hands, self._hands_to_send = trio.open_memory_channel[_Hand](math.inf)  # Bounded by `_in_hand`.
+        self._left_over: list[Message] = []
+        self._resets: dict[Place, int] = {}
+        """Partitions whose wanted offset (the value; negative when there is none) is not there."""
+        self._record_bytes = 1024.0
+        """What a record takes, smoothed: tells how many to ask for."""
+        self._next_commit = time.monotonic() + config.commit_interval
+        self._next_probe = 0.0
+        self._ended: SourceError | _ClientFailed | None = None
+        """Why no more is read; raised once everything before was sent."""
+        self._closing = False
+        self._consumer = self._open()
+
+    async def run(self) -> None:
+        """Read and send until cancelled; then send what is in hand, commit and leave the group."""
+        timeout_s = self._outlet.flush_timeout_s
+        sending = trio.CancelScope(shield=True)
+        deadline = math.inf
+        try:
+            async with trio.open_nursery() as nursery, self._hands:
+                nursery.start_soon(self._send_hands, sending)
+                try:
+                    await self._read_on()
+                finally:
+                    deadline = trio.current_time() + timeout_s
+                    # The rest of the time is for committing; what cannot be sent until then is the successor's.
+                    sending.deadline = deadline - 0.4 * timeout_s
+        finally:
+            with trio.CancelScope(deadline=sending.deadline, shield=True):
+                await self._outlet.flush()
+            self._closing = True
+            with trio.CancelScope(deadline=deadline, shield=True) as closing:
+                await trio.to_thread.run_sync(self._consumer.close, abandon_on_cancel=True)
+            if closing.cancelled_caught:
+                self._counters["close_timed_out"] += 1
+                self._log.warning("close_timed_out", effect="what was sent last may be sent again after the next start")
+        if self._ended is not None:
+            raise self._ended
+
+    # In Trio's thread.
+
+    async def _read_on(self) -> None:
+        while self._ended is None:
+            for hand in await _in_thread(self._read):
+                self._in_hand.value += 1
+                self._hands.send_nowait(hand)
+            await trio.lowlevel.checkpoint()
+            while self._in_hand.value > BATCHES_IN_HAND:
+                with trio.move_on_after(KEEP_ALIVE_S):
+                    await self._in_hand.wait_value(lambda count: count <= BATCHES_IN_HAND)
+                    break
+                await _in_thread(self._keep_alive)
+
+    async def _send_hands(self, scope: trio.CancelScope) -> None:
+        with scope:
+            async for hand in self._hands_to_send:
+                kept = hand.still_owned()
+                if kept.batch.parts:
+                    await self._outlet.send(kept.batch, kept.note_sent)
+                self._in_hand.value -= 1
+
+    async def _flush(self) -> None:
+        """Everything in hand is sent; or the time for it is over, and what remains is sent again by the next owner."""
+        with trio.move_on_after(self._outlet.flush_timeout_s):
+            await self._in_hand.wait_value(0)
+            await self._outlet.flush()
+
+    # In the worker thread: reading.
+
+    def _open(self) -> Consumer:
+        config = self._config
+        defaults: dict[str, Any] = {
+            "client.id": f"gapconn-{self._context.link}",
+            "topic.metadata.refresh.interval.ms": 10_000,
+            # A full prefetch queue is looked at again soon: the default of a second starves a fast link.
+            "fetch.queue.backoff.ms": 20,
+        }
+        fixed: dict[str, Any] = {
+            "bootstrap.servers": config.bootstrap_servers,
+            "group.id": config.group_id,
+            "isolation.level": config.isolation_level,
+            "auto.offset.reset": "error",
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+        }
+        if config.client.get("group.protocol") != "consumer":  # With that one, the broker assigns, and cooperatively.
+            fixed["partition.assignment.strategy"] = "cooperative-sticky"
+        callbacks = {"error_cb": self._on_error, "on_commit": self._on_commit, "logger": self._watch}
+        try:
+            consumer = Consumer({**library_settings(defaults, config.client, fixed), **callbacks})
+            consumer.subscribe(
+                config.topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+            )
+        except KafkaException as error:
+            raise SourceError(f"the Kafka client refused its settings: {error.args[0].str()}") from error
+        return consumer
+
+    def _read(self) -> list[_Hand]:
+        """What is there, as batches; waits a moment when there is nothing."""
+        try:
+            self._commit_now_and_then()
+            self._begin_again_where_needed()
+            count = min(50_000, max(16, int(BATCHES_PER_READ * self._outlet.batch_bytes / self._record_bytes)))
+            messages, self._left_over = self._left_over, []
+            messages += self._consumer.consume(count, 0)
+            if not messages:
+                # One message, as soon as there is one; then those that came with it.
+                messages = self._consumer.consume(1, 0.1)
+                if messages:
+                    messages += self._consumer.consume(count, 0)
+                elif self._watch.away:
+                    self._probe()
+            return self._batches(messages) if messages else []
+        except _ClientFailed as failure:
+            self._ended = failure
+            return []
+
+    def _keep_alive(self) -> None:
+        """Serve the group (rebalances, commits) without reading on."""
+        try:
+            self._commit_now_and_then()
+            self._consumer.pause(self._consumer.assignment())
+            # What is assigned inside this call is not paused: its message is kept for the next read.
+            self._left_over += self._consumer.consume(1, 0.05)
+            self._consumer.resume(self._consumer.assignment())
+        except _ClientFailed as failure:
+            self._ended = failure
+
+    def _batches(self, messages: list[Message]) -> list[_Hand]:
+        if any(message.error() for message in messages):
+            for message in messages:
+                self._note_error(message)
+            messages = [message for message in messages if message.error() is None]
+            if not messages:
+                return []
+        if not self._origin:
+            self._origin = self._consumer.cluster_id(REQUEST_TIMEOUT_S) or ""
+            self._context.status["cluster"] = self._origin
+        self._watch.answered()
+        packer = _Packer(
+            origin=self._origin,
+            batch_bytes=min(self._outlet.batch_bytes, self._outlet.batch_bytes_max - RUN_OVERHEAD_BYTES),
+        )
+        for place, run in groupby(messages, key=lambda message: (message.topic(), message.partition())):
+            partition = self._partitions.get(place)
+            if partition is not None:  # Else it was revoked inside this very read, and its next owner reads these.
+                for columns in _columns(list(run)):
+                    self._pack(packer, partition, columns)
+        hands = packer.finish()
+        if packer.record_count:
+            self._record_bytes += 0.2 * (packer.total_bytes / packer.record_count - self._record_bytes)
+        return hands
+
+    def _pack(self, packer: _Packer, partition: _Partition, columns: _Columns) -> None:
+        start = 0
+        limit = self._outlet.batch_bytes_max - RUN_OVERHEAD_BYTES
+        if columns.largest_bytes > limit:
+            for index in [index for index, size in enumerate(columns.sizes()) if size > limit]:
+                if self._fits(partition, columns, index):
+                    continue
+                packer.add(partition, columns, start, index)
+                if not self._leave_out(partition, columns, index):
+                    return
+                start = index + 1
+        packer.add(partition, columns, start, len(columns.positions))
+
+    def _fits(self, partition: _Partition, columns: _Columns, index: int) -> bool:
+        """Whether the record alone makes a batch that can cross, exactly."""
+        body = bytearray()
+        encode_batch(Batch(origin=self._origin, parts=[columns.run(partition, index, index + 1)]), body, 0)
+        return len(body) <= self._outlet.batch_bytes_max
+
+    def _leave_out(self, partition: _Partition, columns: _Columns, index: int) -> bool:
+        """Deal with a record that cannot cross; False when reading ends before it."""
+        topic, number = partition.place
+        offset, size = columns.positions[index], columns.sizes()[index]
+        self._counters["record_too_large"] += 1
+        if self._config.oversized == "stop":
+            self._ended = SourceError(
+                f"the record at offset {offset} of partition {number} of topic {topic!r} takes about {size} bytes, but "
+                f"a message of this link at most {self._outlet.batch_bytes_max}: raise the link's largest message, or "
+                'set oversized = "skip" in [source] to leave such records out'
+            )
+            return False
+        self._log.error("record_left_out", topic=topic, partition=number, offset=offset, size_bytes=size)
+        # The chain says that it was sent: so the egress misses and reports exactly this record.
+        partition.handed = offset
+        return True
+
+    def _note_error(self, message: Message) -> None:
+        error = message.error()
+        if error is None:
+            return
+        topic, partition, offset = message.topic(), message.partition(), message.offset()
+        if error.code() == KafkaError._AUTO_OFFSET_RESET and topic is not None and partition is not None:
+            self._resets[topic, partition] = NO_POSITION if offset is None else offset
+        elif error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
+            self._counters["topic_missing"] += 1
+            self._watch.warn("topic_missing", key=str(topic), topic=topic, effect="waiting for it")
+        else:
+            self._on_error(error)
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal():
+            raise _ClientFailed(error.str())
+        self._watch.on_error(error)
+
+    def _probe(self) -> None:
+        """Nothing comes, and a broker was away: find out whether it is back."""
+        now = time.monotonic()
+        if now >= self._next_probe:
+            self._next_probe = now + PROBE_INTERVAL_S
+            if self._ask(lambda: self._consumer.list_topics(timeout=1.0)) is not None:
+                self._watch.answered()
+
+    def _ask(self, request: Callable[[], T]) -> T | None:
+        """The answer to a request; None, logged and counted, when there is none."""
+        try:
+            return request()
+        except KafkaException as exception:
+            error: KafkaError = exception.args[0]
+            if error.fatal():
+                raise _ClientFailed(error.str()) from exception
+            self._counters["request_failed"] += 1
+            self._watch.warn("request_failed", error=error.str())
+            return None
+
+    # In the worker thread: the group and the offsets.
+
+    def _on_assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
+        starts = []
+        for committed in self._committed(assigned):
+            place = (committed.topic, committed.partition)
+            previous = chain_position(committed, self._context.link_id)
+            self._partitions[place] = _Partition(place=place, handed=previous)
+            starts.append(TopicPartition(*place, self._start(committed)))
+            self._log.info(
+                "partition_assigned",
+                topic=committed.topic,
+                partition=committed.partition,
+                committed=committed.offset if committed.offset >= 0 else None,
+                chain="restarts" if previous == NO_POSITION else "goes on",
+            )
+        consumer.incremental_assign(starts)
+        self.was_assigned |= bool(starts)
+        self._show_partitions()
+
+    def _on_revoke(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
+        """What is in hand is sent and committed before anybody else gets these partitions."""
+        if not self._closing:
+            trio.from_thread.run(self._flush)
+        self._commit_now([self._partitions[place] for place in _places(revoked) if place in self._partitions])
+        self._forget(revoked)
+        self._log.info("partitions_revoked", partitions=[f"{topic}/{number}" for topic, number in _places(revoked)])
+
+    def _on_lost(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
+        """Somebody else has these partitions already: what is in hand is theirs to send."""
+        self._forget(lost)
+        self._counters["partitions_lost"] += len(lost)
+        self._log.warning("partitions_lost", partitions=[f"{topic}/{number}" for topic, number in _places(lost)])
+
+    def _forget(self, partitions: list[TopicPartition]) -> None:
+        for place in _places(partitions):
+            self._resets.pop(place, None)
+            partition = self._partitions.pop(place, None)
+            if partition is not None:
+                partition.owned = False
+        self._left_over = [each for each in self._left_over if (each.topic(), each.partition()) in self._partitions]
+        self._show_partitions()
+
+    def _show_partitions(self) -> None:
+        self._context.status["partitions"] = sorted(f"{topic}/{number}" for topic, number in self._partitions)
+
+    def _committed(self, partitions: list[TopicPartition]) -> list[TopicPartition]:
+        """The group's offsets with their metadata; without an answer, what makes librdkafka ask for them itself."""
+        if not partitions:
+            return []
+        committed = self._ask(lambda: self._consumer.committed(partitions, timeout=REQUEST_TIMEOUT_S))
+        if committed is not None and all(offset.error is None for offset in committed):
+            return committed
+        self._counters["chain_unknown"] += 1
+        self._log.warning("committed_offsets_unknown", effect="the chains of positions restart")
+        return [TopicPartition(*place, OFFSET_STORED) for place in _places(partitions)]
+
+    def _start(self, committed: TopicPartition) -> int:
+        """Where to begin to read."""
+        if committed.offset >= 0 or committed.offset == OFFSET_STORED:
+            return committed.offset
+        if self._config.start == "earliest":
+            return OFFSET_BEGINNING
+        ends = self._ends((committed.topic, committed.partition))
+        if ends is None:
+            return OFFSET_END
+        # Committed at once: else a crash before the first commit would make the next start begin at a later end.
+        start = TopicPartition(committed.topic, committed.partition, ends[1])
+        start.metadata = commit_metadata(self._context.link_id, NO_POSITION)
+        self._commit_soon([start])
+        return ends[1]
+
+    def _ends(self, place: Place) -> tuple[int, int] | None:
+        """The first offset that is there and the next one to be written."""
+        return self._ask(
+            lambda: self._consumer.get_watermark_offsets(TopicPartition(*place), timeout=REQUEST_TIMEOUT_S)
+        )
+
+    def _begin_again_where_needed(self) -> None:
+        """Go on in the partitions whose wanted offset was not there, and say what that means."""
+        for place, wanted in list(self._resets.items()):
+            partition, ends = self._partitions.get(place), self._ends(place)
+            if partition is None or ends is None:
+                continue
+            del self._resets[place]
+            topic, number = place
+            first, end = ends
+            if wanted < 0:
+                first = self._start(TopicPartition(topic, number))
+            elif wanted < first:
+                self._counters["records_expired"] += first - wanted
+                self._log.error(
+                    "records_expired", topic=topic, partition=number, first_offset=wanted, last_offset=first - 1,
+                    effect="the source had deleted them before they were read",
+                )  # fmt: skip
+            else:
+                partition.handed = NO_POSITION
+                self._counters["offsets_went_back"] += 1
+                self._log.warning(
+                    "offsets_went_back", topic=topic, partition=number, wanted=wanted, end=end, start=first
+                )
+            self._consumer.incremental_unassign([TopicPartition(*place)])
+            self._consumer.incremental_assign([TopicPartition(*place, first)])
+
+    def _commit_now_and_then(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_commit:
+            self._next_commit = now + self._config.commit_interval
+            offsets = self._to_commit(self._partitions.values())
+            if offsets and not self._commit_soon(offsets):
+                self._try_commit_again(offsets)
+
+    def _commit_soon(self, offsets: list[TopicPartition]) -> bool:
+        """Commit without waiting; the outcome is told to `_on_commit`. False when that could not even be tried."""
+
+        def request() -> bool:
+            self._consumer.commit(offsets=offsets, asynchronous=True)
+            return True
+
+        return self._ask(request) or False
+
+    def _commit_now(self, partitions: list[_Partition]) -> None:
+        offsets = self._to_commit(partitions)
+        if offsets:
+            answer = self._ask(lambda: self._consumer.commit(offsets=offsets, asynchronous=False))
+            self._on_commit(None, offsets if answer is None else answer)
+
+    def _to_commit(self, partitions: Iterable[_Partition]) -> list[TopicPartition]:
+        offsets = []
+        for partition in partitions:
+            sent = partition.sent  # Trio's thread may write it meanwhile.
+            if sent != partition.committed:
+                partition.committed = sent
+                metadata = commit_metadata(self._context.link_id, sent)
+                offsets.append(TopicPartition(*partition.place, sent + 1, metadata=metadata))
+        return offsets
+
+    def _on_commit(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
+        failed = offsets if error is not None else [offset for offset in offsets if offset.error is not None]
+        if failed:
+            reason = error or failed[0].error
+            self._counters["commit_failed"] += 1
+            self._watch.warn("commit_failed", error=None if reason is None else reason.str(), effect="tried again")
+            self._try_commit_again(failed)
+
+    def _try_commit_again(self, offsets: list[TopicPartition]) -> None:
+        for place in _places(offsets):
+            if place in self._partitions:
+                self._partitions[place].committed = NO_POSITION
+
+
+@attrs.define(kw_only=True)
+class _Columns:
+    """Records of one partition with one type of timestamp, a list per column."""
+
+    positions: list[int]
+    values: list[bytes | None]
+    keys: list[bytes | None] | None
+    headers: list[list[Header] | None] | None
+    timestamps_ms: list[int] | None
+    timestamp_type: TimestampType
+    ends: list[int]
+    """Bytes of the records up to each, the first entry being 0; never less than what they take in a batch."""
+    largest_bytes: int
+
+    def sizes(self) -> list[int]:
+        """Bytes of each record; never less than what it takes in a batch."""
+        return [end - start for start, end in pairwise(self.ends)]
+
+    def run(self, partition: _Partition, start: int, end: int) -> Records:
+        """The records from `start` to before `end`, chained to what was handed over of the partition so far."""
+        first = self.positions[start]
+        return Records(
+            stream=partition.place[0],
+            partition=partition.place[1],
+            previous=partition.handed if first > partition.handed else NO_POSITION,
+            positions=self.positions[start:end],
+            values=self.values[start:end],
+            keys=None if self.keys is None else self.keys[start:end],
+            headers=None if self.headers is None else self.headers[start:end],
+            timestamps_ms=None if self.timestamps_ms is None else self.timestamps_ms[start:end],
+            timestamp_type=self.timestamp_type,
+        )
+
+
+def _columns(messages: list[Message]) -> Iterator[_Columns]:
+    """The columns of messages of one partition; several when the topic's type of timestamp changed between them.
+
+    This is the cost of a record: a few method calls, and nothing else per record.
+    """
+    stamps = [message.timestamp() for message in messages]
+    kinds = {kind for kind, _ in stamps}
+    if len(kinds) > 1:
+        for _, run in groupby(messages, key=lambda message: message.timestamp()[0]):
+            yield from _columns(list(run))
+        return
+    kind = TimestampType(kinds.pop())
+    keys = [message.key() for message in messages]
+    headers = [message.headers() for message in messages]
+    sizes = [RECORD_OVERHEAD_BYTES + size for size in map(len, messages)]
+    if keys.count(None) < len(keys):
+        sizes = [size + len(key) if key else size for size, key in zip(sizes, keys, strict=True)]
+    if headers.count(None) < len(headers):
+        sizes = [size + _header_bytes(each) if each else size for size, each in zip(sizes, headers, strict=True)]
+    yield _Columns(
+        positions=[message.offset() for message in messages],  # type: ignore[misc]  # never None
+        values=[message.value() for message in messages],
+        keys=None if keys.count(None) == len(keys) else keys,
+        headers=None if headers.count(None) == len(headers) else headers,  # type: ignore[arg-type]  # lists
+        timestamps_ms=None if kind is TimestampType.NONE else [stamp for _, stamp in stamps],
+        timestamp_type=kind,
+        ends=[0, *accumulate(sizes)],
+        largest_bytes=max(sizes),
+    )
+
+
+def _header_bytes(headers: Any) -> int:
+    """At most what a record's headers take in a batch; a character of a name takes up to four bytes."""
+    return sum(HEADER_OVERHEAD_BYTES + 4 * len(name) + len(value or b"") for name, value in headers)
+
+
+@attrs.define(kw_only=True)
+class _Packer:
+    """Cuts runs of records into batches of about `batch_bytes`."""
+
+    origin: str
+    batch_bytes: int
+    record_count: int = 0
+    total_bytes: int = 0
+    _hands: list[_Hand] = attrs.field(factory=list)
+    _parts: list[Records | Chunk] = attrs.field(factory=list)
+    _partitions: list[_Partition] = attrs.field(factory=list)
+    _size: int = 0
+
+    def add(self, partition: _Partition, columns: _Columns, start: int, end: int) -> None:
+        """Add the records from `start` to before `end`."""
+        ends = columns.ends
+        while start < end:
+            room = self.batch_bytes - self._size - RUN_OVERHEAD_BYTES
+            cut = bisect_right(ends, ends[start] + room, start, end + 1) - 1
+            if cut <= start:
+                if self._parts:
+                    self._close()
+                    continue
+                cut = start + 1
+            self._parts.append(columns.run(partition, start, cut))
+            self._partitions.append(partition)
+            partition.handed = columns.positions[cut - 1]
+            self._size += RUN_OVERHEAD_BYTES + ends[cut] - ends[start]
+            self.total_bytes += ends[cut] - ends[start]
+            self.record_count += cut - start
+            start = cut
+
+    def finish(self) -> list[_Hand]:
+        """All batches."""
+        if self._parts:
+            self._close()
+        return self._hands
+
+    def _close(self) -> None:
+        self._hands.append(_Hand(batch=Batch(origin=self.origin, parts=self._parts), partitions=self._partitions))
+        self._parts, self._partitions, self._size = [], [], 0
+
+
+def _places(partitions: Iterable[TopicPartition]) -> list[Place]:
+    return [(each.topic, each.partition) for each in partitions]
+
+
+async def _in_thread(call: Callable[[], T]) -> T:
+    """Run `call` in a worker thread to its end: its callbacks need Trio's thread, so it cannot be left alone."""
+    with trio.CancelScope(shield=True):
+        return await trio.to_thread.run_sync(call)
+    raise AssertionError("a shield alone cancels nothing")
