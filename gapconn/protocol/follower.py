@@ -77,7 +77,7 @@ class Follower:
             self._heard_rival(epoch, now_s)
             return DropReason.CONFLICT, False
         if effect is ReceiverEffect.DROP_STALE:
-            if now_s - self._followed_since_s > self.interruption_timeout_s:
+            if now_s > self._followed_since_s + self.interruption_timeout_s:
                 # It should have stopped long ago: it is alive, and was only put in the shade by a newer ingress.
                 self._heard_rival(epoch, now_s)
                 self._raise_conflict()
@@ -90,7 +90,7 @@ class Follower:
             self.events.append(LinkRestored(epoch=epoch, silent_s=self.silent_s(now_s)))
         self._last_heard_s = now_s
         if self._rival_heard_s is not None:
-            if now_s - self._rival_heard_s <= self.interruption_timeout_s:
+            if now_s <= self._rival_heard_s + self.interruption_timeout_s:
                 self._raise_conflict()
             else:
                 self._forget_rival()
@@ -107,10 +107,12 @@ class Follower:
 
     def handle_timeout(self, now_s: float) -> None:
         """Notice silence: of the followed session (GC-SESS-13), and of a rival (GC-SESS-11)."""
-        silent = now_s - self._last_heard_s >= self.interruption_timeout_s
+        # The very sums of `next_deadline_s`: a difference may round to just below the timeout, and the owner would be
+        # told of a deadline that never does anything.
+        silent = now_s >= self._last_heard_s + self.interruption_timeout_s
         if silent and self._machine.step(ReceiverInput.SILENCE) is ReceiverEffect.RAISE_INTERRUPTED:
             self.events.append(LinkInterrupted(epoch=self.epoch, silent_s=self.silent_s(now_s)))
-        if self._rival_heard_s is not None and now_s - self._rival_heard_s >= self.interruption_timeout_s:
+        if self._rival_heard_s is not None and now_s >= self._rival_heard_s + self.interruption_timeout_s:
             self._forget_rival()
 
     def _sort(self, kind: DatagramType, epoch: int, previous_epoch: int | None) -> ReceiverInput:

@@ -27,11 +27,11 @@ class Cut:
     """Source symbols per full block: whole bursts, so that no burst spans two blocks."""
 
 
-def cut_of(message_bytes: int, symbol_bytes_max: int) -> Cut:
-    """The cut of a message of that length."""
+def cut_of(message_bytes: int, symbol_bytes_max: int, rows_max: int = ROWS_MAX) -> Cut:
+    """The cut of a message of that length, into bursts of at most `rows_max` datagrams."""
     at_least = -(-message_bytes // symbol_bytes_max)
     symbol_bytes = -(-message_bytes // at_least)
-    rows = rows_per_burst(symbol_bytes + OVERHEAD_BYTES)
+    rows = min(rows_max, rows_per_burst(symbol_bytes + OVERHEAD_BYTES))
     return Cut(
         message_bytes=message_bytes,
         symbol_bytes=symbol_bytes,
@@ -77,7 +77,7 @@ class Fragmenter:
         count = min(cut.rows, block_end - first)
         self._next = first + count
         datagram_bytes = cut.symbol_bytes + OVERHEAD_BYTES
-        rows = slab.layout(datagram_bytes)
+        rows = slab.layout(datagram_bytes, cut.rows)
         template = attrs.evolve(self._header, block=block, source_symbols=block_end - block).pack()
         rows.header_bytes[:count] = np.frombuffer(template, np.uint8, HEADER_BYTES)
         rows.sequences[:count] = _COUNTING[:count] + np.uint64(first_sequence)

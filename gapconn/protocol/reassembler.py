@@ -95,7 +95,7 @@ class Reassembler:
         self._granularity_s = reorder_timeout_s / 16 or 1e-9
         self._held: dict[int, _Partial] = {}
         self._order: list[int] = []
-        """Heap of the numbers held; it may still have some that are settled."""
+        """Heap of the numbers held. Only the lowest ever leaves, so it never has others."""
         self._suspicions: deque[tuple[float, int]] = deque()
         """(time, number): all messages below `number` were sent by that time."""
         self._known_sent = next_message
@@ -159,12 +159,12 @@ class Reassembler:
 
     def settle_below(self, number: int, cause: LossCause) -> None:
         """Settle all messages below `number` now: those that are complete are delivered, the others lost."""
-        while (oldest := self._oldest()) is not None and oldest < number:
+        while self._order and (oldest := self._order[0]) < number:
             if self._held[oldest].complete:
                 self._skip_to(oldest, cause)
                 self._deliver_ready()
             else:
-                self._release(oldest)
+                self._release_oldest()
         self._skip_to(number, cause)
         self._deliver_ready()
 
@@ -182,7 +182,7 @@ class Reassembler:
             self.held_bytes + partial.held_bytes > self._bytes_max or len(self._held) >= MESSAGES_HELD_MAX
         ):
             # The oldest missing message makes room (GC-DLV-9), and what waits behind it is delivered.
-            oldest = min(self._oldest() or number, number)
+            oldest = min(self._order[0], number)
             self.settle_below(oldest if oldest > self.next_message else oldest + 1, LossCause.OVERFLOW)
         if number < self.next_message:
             return None
@@ -190,13 +190,6 @@ class Reassembler:
         heapq.heappush(self._order, number)
         self.held_bytes += partial.held_bytes
         return partial
-
-    def _oldest(self) -> int | None:
-        """The lowest number held."""
-        order = self._order
-        while order and order[0] not in self._held:
-            heapq.heappop(order)
-        return order[0] if order else None
 
     def _skip_to(self, number: int, cause: LossCause) -> None:
         """All messages before `number` that are not settled are lost; none of them is held any more."""
@@ -212,12 +205,12 @@ class Reassembler:
     def _deliver_ready(self) -> None:
         while (partial := self._held.get(self.next_message)) is not None and partial.complete:
             number = self.next_message
-            self._release(number)
+            self._release_oldest()
             try:
                 self.settled.append(Settled(number, number, partial.open()))
             except RemoteProtocolError:
                 self.settled.append(Settled(number, number, None, LossCause.DAMAGED))
             self.next_message = number + 1
 
-    def _release(self, number: int) -> None:
-        self.held_bytes -= self._held.pop(number).held_bytes
+    def _release_oldest(self) -> None:
+        self.held_bytes -= self._held.pop(heapq.heappop(self._order)).held_bytes

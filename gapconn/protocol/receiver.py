@@ -29,7 +29,7 @@ from gapconn.protocol.reassembler import Reassembler, Settled
 from gapconn.protocol.registry import MAGIC, VERSION, DatagramType, DropReason, Flag, LossCause
 from gapconn.protocol.sequence import SequenceWindow
 from gapconn.protocol.states import ReceiverState
-from gapconn.protocol.wire import OVERHEAD_BYTES, SLAB_BYTES, Announcement, Burst, Header, Layout
+from gapconn.protocol.wire import OVERHEAD_BYTES, Announcement, Burst, Header, Layout
 
 
 @attrs.frozen(kw_only=True)
@@ -82,7 +82,7 @@ class ReceiverCounters:
 _KNOWN_TYPES = frozenset(DatagramType)
 _INDEX_STEP = np.frombuffer(bytes([0, 0, 0, 0, 1, 0, 0, 0]), np.uint64)[0]
 """What one more in the index field adds to the last header word, in this machine's byte order."""
-_INDEX_STEPS = np.arange(SLAB_BYTES // OVERHEAD_BYTES + 1, dtype=np.uint64) * _INDEX_STEP
+_INDEX_STEPS = np.arange(256, dtype=np.uint64) * _INDEX_STEP
 
 
 class LinkReceiver:
@@ -183,7 +183,7 @@ class LinkReceiver:
         if burst.datagram_bytes < OVERHEAD_BYTES:
             self._drop(DropReason.TOO_SHORT, count)
             return
-        rows = burst.slab.layout(burst.datagram_bytes, burst.offset)
+        rows = burst.slab.layout(burst.datagram_bytes, count, burst.offset)
         checks = list(map(xxh3_64_intdigest, rows.covered[:count]))
         if checks == rows.checks[:count].tolist() and _is_run(rows, count):
             self._receive_run(rows, 0, count, now_s)
@@ -443,6 +443,8 @@ def _is_run(rows: Layout, count: int) -> bool:
     """Whether each row continues the one before: the same header but for sequence and index, each one more."""
     if count == 1:
         return True
+    if count > len(_INDEX_STEPS):
+        return False
     words = rows.words[:count]
     sequences = rows.sequences[:count].tolist()
     return bool(

@@ -19,7 +19,7 @@ from gapconn.protocol.registry import (
     Phase,
 )
 from gapconn.protocol.states import SenderEffect, SenderInput, SenderMachine, SenderState
-from gapconn.protocol.wire import OVERHEAD_BYTES, Announcement, Burst, Header, Slab, burst_of, encode_datagram
+from gapconn.protocol.wire import OVERHEAD_BYTES, ROWS_MAX, Announcement, Burst, Header, Slab, burst_of, encode_datagram
 
 
 @attrs.frozen(kw_only=True)
@@ -36,6 +36,8 @@ class SenderSettings:
     ip_header_bytes: int = 28
     """IP and UDP headers: 28 for IPv4, 48 for IPv6."""
     message_bytes_max: int = 16 << 20
+    burst_datagrams_max: int = ROWS_MAX
+    """Fewer at a low rate, so that heartbeats find their way between bursts (GC-TIME-1)."""
 
     def __attrs_post_init__(self) -> None:
         if not 0 <= self.previous_epoch < self.epoch < 2**64:
@@ -112,6 +114,8 @@ class LinkSender:
     def handle_timeout(self, now_s: float) -> list[Burst]:
         """What is due at `now_s`: StartUp, HeartBeat (GC-TIME-1)."""
         due: list[Burst] = []
+        if self._machine.state is SenderState.CLOSED:
+            return due
         if self._announced_at_s is not None and now_s >= self._announced_at_s:
             self._announced_at_s = None
             if self._step(SenderInput.ANNOUNCED) is SenderEffect.SEND_HEARTBEAT:
@@ -149,6 +153,11 @@ class LinkSender:
         self._last_message_s = now_s
         self._positions.sent(runs)
         return number
+
+    @property
+    def bursts_left(self) -> int:
+        """Bursts of the composed message that `next_burst` has still to build."""
+        return self._fragmenter.bursts_left if self._fragmenter else 0
 
     def next_burst(self, slab: Slab) -> Burst | None:
         """The next burst of the composed message, built in `slab`; None when all were built."""
@@ -202,7 +211,7 @@ class LinkSender:
         number = self.counters.messages
         self._fragmenter = Fragmenter(
             message,
-            cut=cut_of(len(message), self.settings.symbol_bytes_max),
+            cut=cut_of(len(message), self.settings.symbol_bytes_max, self.settings.burst_datagrams_max),
             link_id=self.settings.link_id,
             epoch=self.settings.epoch,
             number=number,

@@ -236,10 +236,21 @@ def encode_datagram(header: Header, payload: bytes) -> bytes:
 class Layout:
     """The views of a slab as rows of one length. Row views are contiguous; column views are strided."""
 
-    __slots__ = ("checks", "covered", "flat", "header_bytes", "indexes", "matrix", "payloads", "sequences", "words")
+    __slots__ = (
+        "checks",
+        "covered",
+        "flat",
+        "header_bytes",
+        "indexes",
+        "matrix",
+        "payloads",
+        "rows",
+        "sequences",
+        "words",
+    )
 
-    def __init__(self, flat: NDArray[np.uint8], datagram_bytes: int) -> None:
-        rows = len(flat) // datagram_bytes
+    def __init__(self, flat: NDArray[np.uint8], datagram_bytes: int, rows: int) -> None:
+        self.rows = rows
         self.flat = flat[: rows * datagram_bytes].data
         """The rows one behind the other, for the socket."""
         self.matrix = flat[: rows * datagram_bytes].reshape(rows, datagram_bytes)
@@ -261,20 +272,21 @@ class Slab:
     __slots__ = ("_layouts", "flat")
 
     LAYOUTS_MAX = 32
-    """Lengths for which views are kept; a path with more different lengths than this makes them anew."""
+    """Lengths for which views are kept; the one that was made first gives way."""
 
     def __init__(self, size_bytes: int = SLAB_BYTES) -> None:
         self.flat: NDArray[np.uint8] = np.zeros(size_bytes, np.uint8)
-        self._layouts: dict[tuple[int, int], Layout] = {}
+        self._layouts: dict[int, Layout] = {}
 
-    def layout(self, datagram_bytes: int, offset: int = 0) -> Layout:
-        """The views for rows of `datagram_bytes` (at least 56), the first of which begins at `offset`."""
-        key = (datagram_bytes, offset)
-        found = self._layouts.get(key)
-        if found is None:
+    def layout(self, datagram_bytes: int, count: int, offset: int = 0) -> Layout:
+        """The views for at least `count` rows of `datagram_bytes` (at least 56), the first of which is at `offset`."""
+        if offset:  # the odd end of a burst: rare, and not worth remembering
+            return Layout(self.flat[offset:], datagram_bytes, count)
+        found = self._layouts.get(datagram_bytes)
+        if found is None or found.rows < count:
             if len(self._layouts) >= self.LAYOUTS_MAX:
-                self._layouts.clear()
-            found = self._layouts[key] = Layout(self.flat[offset:], datagram_bytes)
+                self._layouts.pop(next(iter(self._layouts)))
+            found = self._layouts[datagram_bytes] = Layout(self.flat, datagram_bytes, count)
         return found
 
 

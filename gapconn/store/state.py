@@ -10,9 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-import attrs
-
 from gapconn.errors import LinkError
+from gapconn.protocol.receiver import Progress
 from gapconn.store.database import StateFile
 
 U64_MAX: Final = 2**64 - 1
@@ -101,20 +100,6 @@ class IngressState:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-@attrs.frozen(kw_only=True)
-class Progress:
-    """How far an egress delivered."""
-
-    epoch: int
-    """The session that was followed last."""
-    next_message: int
-    """The first message of that session that was not delivered yet."""
-    next_record: int
-    """The first record of that session that was not delivered yet."""
-    positions: Mapping[tuple[str, int], int] = attrs.field(factory=dict)
-    """By (stream, partition): the last delivered position."""
 
 
 class EgressState:

@@ -1,0 +1,163 @@
+"""What an egress shows of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import trio
+from prometheus_client.metrics_core import Metric
+
+from gapconn import __version__
+from gapconn.admin.metrics import counter, counters, gauge
+from gapconn.protocol.registry import DropReason, LossCause
+from gapconn.protocol.states import ReceiverState
+
+if TYPE_CHECKING:
+    from gapconn.egress import Egress
+
+
+class EgressView:
+    """An `AdminView` of an egress."""
+
+    role = "egress"
+
+    def __init__(self, egress: Egress) -> None:
+        self._egress = egress
+        self.link = egress.pair.link.name
+
+    def health(self) -> list[str]:
+        """The alarms that stand: link interrupted, conflict."""
+        return list(self._egress.events.alarms.values())
+
+    def ready(self) -> list[str]:
+        """Why no data flows."""
+        if self._egress.stopping:
+            return ["it was asked to stop"]
+        state = self._egress.core.state
+        return [] if state is ReceiverState.FOLLOWING else [f"the link is {state.value}"]
+
+    def status(self) -> dict[str, Any]:
+        """Everything at a glance."""
+        egress, core, counts = self._egress, self._egress.core, self._egress.core.counters
+        said = core.announcement
+        return {
+            "role": self.role,
+            "link": self.link,
+            "link_id": egress.pair.link.id,
+            "version": __version__,
+            "uptime_s": round(trio.current_time() - egress.started_at_s, 3),
+            "state": core.state.value,
+            "epoch": core.epoch,
+            "silent_s": round(core.silent_s(trio.current_time()), 3),
+            "alarms": egress.events.alarms,
+            "listens_on": str(egress.socket.address),
+            "receive_offload": egress.socket.gro,
+            "receive_buffer_bytes": egress.socket.buffer_bytes,
+            "received": {
+                "datagrams": counts.datagrams,
+                "bytes": counts.bytes,
+                "messages": counts.messages,
+                "records": counts.records,
+            },
+            "announced": None
+            if said is None
+            else {"messages": said.messages_sent, "records": said.records_sent, "filtered": said.records_filtered},
+            "missed": {
+                "datagrams": core.datagrams_missed,
+                "messages": _by_name(counts.messages_lost),
+                "records": counts.records_lost,
+                "kernel_drops": egress.socket.kernel_drops,
+                "refused_messages": dict(egress.events.refused),
+                "refused_records": egress.events.refused_records,
+                "sink_losses": dict(egress.events.sink_losses),
+            },
+            "dropped": _by_name(counts.dropped),
+            "duplicate_records": egress.events.duplicates,
+            "held": {
+                "incomplete_messages": core.held_messages,
+                "incomplete_bytes": core.held_bytes,
+                "sink_messages": len(egress.queue),
+                "sink_bytes": egress.queue.bytes,
+            },
+            "sink": {"type": egress.sink_type, "events": dict(egress.context.counters), **egress.context.status},
+            "recent_events": list(egress.events.recent),
+        }
+
+    def metrics(self) -> Iterable[Metric]:
+        """Counters of the link and of the sink."""
+        egress, core, counts = self._egress, self._egress.core, self._egress.core.counters
+        events = egress.events
+        yield gauge("gapconn_session_epoch", "Epoch of the session that is followed; 0 if none.", core.epoch)
+        yield gauge(
+            "gapconn_link_up",
+            "1 while a session is followed and heard.",
+            core.state is ReceiverState.FOLLOWING,
+        )
+        yield gauge("gapconn_link_interrupted", "1 while the alarm stands.", "link_interrupted" in events.alarms)
+        yield gauge("gapconn_link_conflict", "1 while two ingresses are heard on this link.", core.conflict)
+        yield gauge(
+            "gapconn_link_silent_seconds",
+            "Time since the followed session was heard.",
+            core.silent_s(trio.current_time()),
+        )
+        yield counter("gapconn_datagrams_received_total", "Datagrams received, whatever they were.", counts.datagrams)
+        yield counter("gapconn_received_bytes_total", "UDP payload received, in bytes.", counts.bytes)
+        yield counters(
+            "gapconn_datagrams_dropped_total",
+            "Datagrams dropped, by reason (spec/registry.toml).",
+            "reason",
+            {reason.name.lower(): counts.dropped[reason] for reason in DropReason},
+        )
+        yield gauge(
+            "gapconn_datagrams_missed",
+            "Datagrams of the followed sessions that were sent and have not arrived.",
+            core.datagrams_missed,
+        )
+        yield counter(
+            "gapconn_kernel_drops_total",
+            "Datagrams that the kernel dropped because the receive buffer was full.",
+            egress.socket.kernel_drops,
+        )
+        yield counter("gapconn_messages_received_total", "Messages that arrived whole.", counts.messages)
+        yield counter("gapconn_records_received_total", "Records in messages that arrived whole.", counts.records)
+        yield counters(
+            "gapconn_messages_lost_total",
+            "Messages that will not be delivered, by cause (spec/registry.toml).",
+            "cause",
+            {
+                cause.name.lower(): counts.messages_lost[cause] + events.refused[cause.name.lower()]
+                for cause in LossCause
+            },
+        )
+        yield counter(
+            "gapconn_records_lost_total",
+            "Records that will not be delivered.",
+            counts.records_lost + events.refused_records,
+        )
+        yield counter(
+            "gapconn_records_duplicate_total",
+            "Records dropped because they had been delivered before.",
+            events.duplicates,
+        )
+        yield counters("gapconn_sink_losses_total", "Losses that the sink reported.", "reason", events.sink_losses)
+        yield counter("gapconn_sessions_followed_total", "Ingress sessions that got the link.", counts.sessions)
+        yield counter("gapconn_link_interruptions_total", "Alarms: link interrupted.", counts.interruptions)
+        yield counter("gapconn_link_conflicts_total", "Alarms: two ingresses on this link.", counts.conflicts)
+        yield counter("gapconn_foreign_links_total", "Alarms: datagrams of another link.", counts.foreign_links)
+        yield gauge(
+            "gapconn_reassembly_held_bytes",
+            "Memory of messages that are incomplete or wait for an earlier one.",
+            core.held_bytes,
+        )
+        yield gauge("gapconn_sink_held_bytes", "Messages that wait for the sink, in bytes.", egress.queue.bytes)
+        yield counters(
+            "gapconn_sink_events_total",
+            "What the sink counted, by event.",
+            "event",
+            egress.context.counters,
+        )
+
+
+def _by_name(counts: dict[DropReason, int] | dict[LossCause, int]) -> dict[str, int]:
+    return {key.name.lower(): count for key, count in sorted(counts.items()) if count}

@@ -1,0 +1,91 @@
+"""What an ingress shows of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import trio
+from prometheus_client.metrics_core import Metric
+
+from gapconn import __version__
+from gapconn.admin.metrics import counter, counters, gauge
+from gapconn.protocol.states import SenderState
+
+if TYPE_CHECKING:
+    from gapconn.ingress import Ingress
+
+
+class IngressView:
+    """An `AdminView` of an ingress."""
+
+    role = "ingress"
+
+    def __init__(self, ingress: Ingress) -> None:
+        self._ingress = ingress
+        self.link = ingress.pair.link.name
+
+    def health(self) -> list[str]:
+        """An ingress that runs is healthy: a blind sender cannot know more."""
+        return []
+
+    def ready(self) -> list[str]:
+        """Why no data flows."""
+        state = self._ingress.core.state
+        if state is SenderState.ACTIVE:
+            return ["it was asked to stop"] if self._ingress.stopping else []
+        return [f"the session is {state.value}"]
+
+    def status(self) -> dict[str, Any]:
+        """Everything at a glance."""
+        ingress, counts, link = self._ingress, self._ingress.core.counters, self._ingress.pair.link
+        return {
+            "role": self.role,
+            "link": link.name,
+            "link_id": link.id,
+            "version": __version__,
+            "uptime_s": round(trio.current_time() - ingress.started_at_s, 3),
+            "state": ingress.core.state.value,
+            "epoch": ingress.core.settings.epoch,
+            "sends_to": str(link.address),
+            "rate_bps": link.rate_bps,
+            "segmentation_offload": ingress.socket.gso,
+            "sent": {
+                "datagrams": counts.datagrams,
+                "bytes": counts.bytes,
+                "messages": counts.messages,
+                "records": counts.records,
+                "heartbeats": counts.heartbeats,
+            },
+            "send_stalls": ingress.socket.stalls,
+            "source": {
+                "type": ingress.source_type,
+                "events": dict(ingress.context.counters),
+                **ingress.context.status,
+            },
+        }
+
+    def metrics(self) -> Iterable[Metric]:
+        """Counters of the session and of the source."""
+        ingress, counts = self._ingress, self._ingress.core.counters
+        yield gauge(
+            "gapconn_session_epoch",
+            "Epoch of the session that is sent.",
+            ingress.core.settings.epoch,
+        )
+        yield counter("gapconn_datagrams_sent_total", "Datagrams of all types built for the gap.", counts.datagrams)
+        yield counter("gapconn_sent_bytes_total", "UDP payload built for the gap, in bytes.", counts.bytes)
+        yield counter("gapconn_messages_sent_total", "Messages sent.", counts.messages)
+        yield counter("gapconn_records_sent_total", "Records sent.", counts.records)
+        yield counter("gapconn_heartbeats_sent_total", "HeartBeats sent.", counts.heartbeats)
+        yield counter(
+            "gapconn_send_stalls_total",
+            "Times that the kernel had no buffer or no route, and a burst was tried again.",
+            ingress.socket.stalls,
+        )
+        yield counters(
+            "gapconn_source_events_total",
+            "What the source counted, by event.",
+            "event",
+            ingress.context.counters,
+        )

@@ -1,0 +1,301 @@
+"""The ingress: one nursery that takes data from the source and sends it into the gap.
+
+    source ──batches──▶ fragmenter ──volleys──▶ sender ══ gap
+                           heartbeat ──volleys────┘
+
+Each box is a task, each arrow a bounded memory channel: a slow link slows the source down. What a task decides about
+the protocol, it asks `LinkSender`. When the process is told to stop, the source stops reading, what is held is sent,
+the source acknowledges it, and Shutdown is the last thing that is said.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import attrs
+import structlog
+import trio
+from trio_util import AsyncValue
+
+from gapconn.admin.ingress_view import IngressView
+from gapconn.admin.server import serve_admin
+from gapconn.config import Link, Pair, SourceSection
+from gapconn.errors import ConfigError, LinkError, LocalProtocolError, SourceError
+from gapconn.link.pacing import Pacer
+from gapconn.link.slabs import SlabPool
+from gapconn.link.udp import UdpSender, ip_header_bytes, resolve
+from gapconn.plugins import Context
+from gapconn.protocol.envelope import MESSAGE_OVERHEAD_BYTES, Run
+from gapconn.protocol.sender import LinkSender, SenderSettings
+from gapconn.protocol.states import SenderState
+from gapconn.protocol.wire import ROWS_MAX, SLAB_BYTES, Burst
+from gapconn.record import Batch, Records, encode_batch
+from gapconn.store.state import IngressState
+from gapconn.units import format_rate
+
+BATCHES_HELD_MAX = 4
+"""Batches between source and fragmenter: enough to overlap the two, few enough to keep memory and latency low."""
+VOLLEY_BURSTS_MAX = 6
+"""Bursts that travel together: a hop between tasks is paid once for all of them."""
+VOLLEYS_HELD_MAX = 1
+SLABS = VOLLEY_BURSTS_MAX * (VOLLEYS_HELD_MAX + 2)
+"""One volley being built, those held, and one being sent."""
+
+
+@attrs.frozen
+class _Queued:
+    """A batch on its way from the source."""
+
+    batch: Batch
+    on_sent: Callable[[], None] | None
+
+
+@attrs.frozen
+class _Volley:
+    """Bursts to be sent directly after each other."""
+
+    bursts: list[Burst]
+    pooled: bool
+    """Whether the slabs belong to the pool."""
+    completes: _Queued | None = None
+    """The batch whose last datagrams these are."""
+
+
+def batch_bytes_at(link: Link) -> int:
+    """Size to aim for: as configured, but at a low rate no more than a quarter of a heartbeat interval carries."""
+    if not link.rate_bps:
+        return link.batch_bytes
+    return min(link.batch_bytes, max(1024, int(link.rate_bps * link.heartbeat_interval_s / 4 / 8)))
+
+
+def burst_datagrams_at(link: Link) -> int:
+    """Datagrams per burst: as many as possible, but at a low rate no more than 1/16 of a heartbeat interval carries."""
+    if not link.rate_bps:
+        return ROWS_MAX
+    return max(1, min(ROWS_MAX, int(link.rate_bps * link.heartbeat_interval_s / 16 / 8 / link.mtu_bytes)))
+
+
+class Ingress:
+    """One ingress session, from StartUp to Shutdown. Its tasks are the methods of their names.
+
+    Attributes:
+        core: The sending half of the protocol.
+        socket: The way into the gap.
+        context: What the source counts and says of itself.
+        stopping: Whether it was asked to stop.
+    """
+
+    def __init__(
+        self, pair: Pair, section: SourceSection, core: LinkSender, udp: UdpSender, *, header_bytes: int
+    ) -> None:
+        self.pair = pair
+        self.core = core
+        self.socket = udp
+        self.stopping = False
+        self.log = structlog.get_logger().bind(link=pair.link.name)
+        self.context = Context(
+            link=pair.link.name, link_id=pair.link.id, epoch=core.settings.epoch, log=self.log.bind(task="source")
+        )
+        self.source_type = section.type
+        self.started_at_s = trio.current_time()
+        self.sent = AsyncValue(0)
+        """Batches of which the kernel took every datagram."""
+        self._handed_over = 0
+        self._source = section.plugin_class(section.config, self.context)
+        self._pacer = Pacer(pair.link.rate_bps, header_bytes)
+        self._pool = SlabPool(SLABS, SLAB_BYTES)
+        self._batches_in, self._batches_out = trio.open_memory_channel[_Queued](BATCHES_HELD_MAX)
+        self._volleys_in, self._volleys_out = trio.open_memory_channel[_Volley](VOLLEYS_HELD_MAX)
+        self._volley_bursts = max(1, VOLLEY_BURSTS_MAX * burst_datagrams_at(pair.link) // ROWS_MAX)
+        self._active = trio.Event()
+        self._source_scope = trio.CancelScope()
+        self._nap = trio.CancelScope()
+
+    # -- What the source sees (gapconn.sources.Outlet) -------------------------------------------------------
+
+    @property
+    def batch_bytes(self) -> int:
+        """Size of a batch to aim for."""
+        return batch_bytes_at(self.pair.link)
+
+    @property
+    def batch_bytes_max(self) -> int:
+        """Size that an encoded batch must not exceed: the message limit, less the envelope and room for positions."""
+        return self.pair.link.message_bytes_max - MESSAGE_OVERHEAD_BYTES - 8192
+
+    @property
+    def flush_timeout_s(self) -> float:
+        """How long a source may take to say goodbye."""
+        return self.pair.link.shutdown_grace_s
+
+    async def send(self, batch: Batch, on_sent: Callable[[], None] | None = None) -> None:
+        """Take a batch from the source."""
+        self._handed_over += 1
+        await self._batches_in.send(_Queued(batch, on_sent))
+
+    async def flush(self) -> None:
+        """Wait until the kernel has taken everything handed over so far."""
+        owed = self._handed_over
+        await self.sent.wait_value(lambda sent: sent >= owed)
+
+    # -- The tasks -------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """All tasks, until the session is over."""
+        async with trio.open_nursery() as nursery:
+            for task in (self.source, self.fragmenter, self.sender, self.heartbeat):
+                nursery.start_soon(task, name=f"ingress.{task.__name__}")
+
+    async def source(self) -> None:
+        """Run the source as soon as data may be sent, until it ends or is told to stop."""
+        async with self._batches_in:
+            with self._source_scope:
+                await self._active.wait()
+                self.log.info("source_started", type=self.source_type)
+                await self._source.run(self)
+            self.log.info("source_stopped" if self.stopping else "source_ended", batches=self._handed_over)
+
+    async def fragmenter(self) -> None:
+        """Make messages of batches and bursts of messages; behind the last one, end the session."""
+        async for queued in self._batches_out:
+            self._compose(queued.batch)
+            while left := self.core.bursts_left:
+                slabs = [await self._pool.take() for _ in range(min(left, self._volley_bursts))]
+                bursts = [burst for slab in slabs if (burst := self.core.next_burst(slab)) is not None]
+                completes = None if self.core.bursts_left else queued
+                await self._volleys_in.send(_Volley(bursts, pooled=True, completes=completes))
+        async with self._volleys_in:
+            shutdown = self.core.stop()
+            self._nap.cancel()
+            await self._volleys_in.send(_Volley(shutdown, pooled=False))
+
+    def _compose(self, batch: Batch) -> None:
+        runs = [
+            Run(part.stream, part.partition, part.previous, part.positions[0], part.positions[-1], len(part.positions))
+            for part in batch.parts
+            if isinstance(part, Records) and part.positions
+        ]
+        try:
+            self.core.compose(
+                runs,
+                batch.record_count,
+                lambda buffer, offset: encode_batch(batch, buffer, offset),
+                trio.current_time(),
+            )
+        except LocalProtocolError as error:
+            raise SourceError(
+                f"{error}: raise link.message_bytes_max at both ends, or lower the source's batch"
+            ) from error
+
+    async def sender(self) -> None:
+        """Send volleys at the configured rate; tell the source what the kernel took (GC-DLV-1)."""
+        async for volley in self._volleys_out:
+            for burst in volley.bursts:
+                now_s = trio.current_time()
+                send_at_s = self._pacer.send_at(now_s, burst.count, burst.count * burst.datagram_bytes)
+                if send_at_s > now_s:
+                    await trio.sleep_until(send_at_s)
+                await self.socket.send(burst)
+                if volley.pooled:
+                    self._pool.give(burst.slab)
+            if volley.completes is not None:
+                if volley.completes.on_sent is not None:
+                    volley.completes.on_sent()
+                self.sent.value += 1
+        counters = self.core.counters
+        self.log.info("session_closed", messages=counters.messages, records=counters.records)
+
+    async def heartbeat(self) -> None:
+        """Send what is due by time: StartUp, then HeartBeats, also while data flows (GC-TIME-1)."""
+        async with self._volleys_in.clone() as volleys:
+            await volleys.send(_Volley(self.core.start(trio.current_time()), pooled=False))
+            while (deadline_s := self.core.next_deadline_s()) is not None:
+                if self.core.state is SenderState.ACTIVE:
+                    self._active.set()
+                # Only the nap is cut short at the end: what was built has a sequence number and must be sent.
+                with trio.CancelScope() as self._nap:
+                    await trio.sleep_until(deadline_s)
+                due = self.core.handle_timeout(trio.current_time())
+                if due:
+                    await volleys.send(_Volley(due, pooled=False))
+
+    def stop(self) -> None:
+        """Ask for an orderly end."""
+        self.stopping = True
+        self._source_scope.cancel()
+
+
+async def serve_ingress(pair: Pair) -> None:
+    """Run the ingress of `pair` until its source ends or a signal asks it to stop.
+
+    Raises:
+        GapconnError: it cannot start, or cannot go on.
+    """
+    if pair.source is None:
+        raise ConfigError(["[source]: the section is missing, and the ingress needs it"])
+    log = structlog.get_logger().bind(link=pair.link.name)
+    family, target = await resolve(pair.link.address)
+    state = await trio.to_thread.run_sync(
+        IngressState.open, Path(pair.link.state_directory), pair.link.name, pair.link.id
+    )
+    try:
+        # The clock only matters where there is no stored state, or a stored state from a clock that is behind.
+        epoch, previous_epoch = await trio.to_thread.run_sync(state.begin_session, int(time.time() * 1000))
+        header_bytes = ip_header_bytes(target[0])
+        core = LinkSender(
+            SenderSettings(
+                link_id=pair.link.id,
+                epoch=epoch,
+                previous_epoch=previous_epoch,
+                heartbeat_interval_s=pair.link.heartbeat_interval_s,
+                interruption_timeout_s=pair.link.interruption_timeout_s,
+                mtu_bytes=pair.link.mtu_bytes,
+                ip_header_bytes=header_bytes,
+                message_bytes_max=pair.link.message_bytes_max,
+                burst_datagrams_max=burst_datagrams_at(pair.link),
+            )
+        )
+        udp = UdpSender(family, target, log=log.bind(task="sender"))
+        try:
+            log.info(
+                "ingress_started",
+                to=str(pair.link.address),
+                epoch=epoch,
+                link_id=pair.link.id,
+                rate=format_rate(pair.link.rate_bps),
+                mtu_bytes=pair.link.mtu_bytes,
+                segmentation_offload=udp.gso,
+                announcing_s=0 if previous_epoch else pair.link.interruption_timeout_s,
+            )
+            ingress = Ingress(pair, pair.source, core, udp, header_bytes=header_bytes)
+            await _run_until_stopped(ingress)
+        finally:
+            udp.close()
+    finally:
+        state.close()
+
+
+async def _run_until_stopped(ingress: Ingress) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_stop_on_signal, ingress, signals, name="ingress.signals")
+            if ingress.pair.admin is not None:
+                bound = await nursery.start(serve_admin, ingress.pair.admin.listen, IngressView(ingress))
+                ingress.log.info("admin_listening", address=str(bound))
+            await ingress.run()
+            nursery.cancel_scope.cancel()
+
+
+async def _stop_on_signal(ingress: Ingress, signals: AsyncIterator[int]) -> None:
+    grace_s = ingress.pair.link.shutdown_grace_s
+    async for number in signals:
+        ingress.log.info("stopping", signal=signal.Signals(number).name, grace_s=grace_s)
+        ingress.stop()
+        await trio.sleep(grace_s)
+        raise LinkError(
+            f"not everything could be sent within link.shutdown_grace ({grace_s:g} s); a source that remembers what "
+            "was acknowledged reads the rest again at the next start"
+        )

@@ -1,0 +1,237 @@
+"""UDP sockets that move bursts: one system call for many datagrams where the kernel can, one each where it cannot.
+
+Linux takes a whole burst by `UDP_SEGMENT` (GSO) and gives one by `UDP_GRO`, with the datagrams' length as ancillary
+data. Elsewhere, or on a device that cannot, the plain path sends and receives single datagrams; it packs what it
+receives into the same bursts, so that nothing above can tell the difference.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+import struct
+import sys
+
+import trio
+from structlog.typing import FilteringBoundLogger
+
+from gapconn.backoff import Backoff
+from gapconn.errors import LinkError
+from gapconn.protocol.wire import SLAB_BYTES, Burst, Slab
+from gapconn.socket_buffers import dropped_datagrams, grow_receive_buffer
+from gapconn.throttle import ThrottledLog
+from gapconn.units import Address, format_bytes
+
+SOL_UDP = 17
+UDP_SEGMENT = 103
+UDP_GRO = 104
+DO_NOT_FRAGMENT = {
+    socket.AF_INET: (socket.IPPROTO_IP, 10, 2),  # IP_MTU_DISCOVER, IP_PMTUDISC_DO
+    socket.AF_INET6: (socket.IPPROTO_IPV6, 23, 2),  # IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO
+}
+
+_SEGMENT = struct.Struct("=H")
+_GRO_SEGMENT = struct.Struct("=i")
+_ANCILLARY_BYTES = socket.CMSG_SPACE(_GRO_SEGMENT.size)
+
+RECEIVE_SLAB_BYTES = 4 * SLAB_BYTES
+"""Room for several GRO bursts behind each other: equal datagrams then form one larger burst."""
+
+_NO_MEMORY = {errno.ENOBUFS, errno.ENOMEM}
+_NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EADDRNOTAVAIL, errno.EPERM}
+
+
+async def resolve(address: Address) -> tuple[socket.AddressFamily, tuple[str, int]]:
+    """The family and the numeric address of `address`.
+
+    Raises:
+        LinkError: the name cannot be resolved.
+    """
+    try:
+        found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_DGRAM)
+    except OSError as error:
+        raise LinkError(f"link.address: cannot resolve {address.host!r}: {error}") from error
+    family, _, _, _, sockaddr = found[0]
+    return family, (str(sockaddr[0]), int(sockaddr[1]))
+
+
+def ip_header_bytes(host: str) -> int:
+    """IP and UDP headers of a datagram to `host`, a numeric address."""
+    return 48 if ipaddress.ip_address(host.partition("%")[0]).version == 6 else 28
+
+
+class UdpSender:
+    """Sends bursts to one address, and never reads: the ingress is blind by design.
+
+    The socket is not connected: where ICMP errors come back, on a connected socket each of them would cost a datagram.
+
+    Attributes:
+        gso: Whether the kernel cuts bursts. Turned off for good when a device refuses.
+        stalls: Times that the kernel had no room or no route, and the burst was tried again.
+    """
+
+    def __init__(
+        self,
+        family: socket.AddressFamily,
+        target: tuple[str, int],
+        *,
+        log: FilteringBoundLogger,
+        gso: bool = True,
+        send_buffer_bytes: int = 4 << 20,
+    ) -> None:
+        self._log = log
+        self._throttled = ThrottledLog(log)
+        self._target = target
+        self.stalls = 0
+        self._socket = socket.socket(family, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
+        if sys.platform == "linux":
+            # A fragment lost is a datagram lost: rather be told at once that the MTU is wrong.
+            self._socket.setsockopt(*DO_NOT_FRAGMENT[family])
+        self.gso = gso and _has_option(self._socket, UDP_SEGMENT, 0)
+
+    async def send(self, burst: Burst) -> None:
+        """Give all datagrams of `burst` to the kernel; waits while it has no room or no route.
+
+        Raises:
+            LinkError: the datagrams are larger than the interface carries.
+        """
+        if self.gso and burst.count > 1:
+            segment = [(SOL_UDP, UDP_SEGMENT, _SEGMENT.pack(burst.datagram_bytes))]
+            if await self._send(burst.bytes, segment):
+                return
+        whole, size = burst.bytes, burst.datagram_bytes
+        for start in range(0, burst.count * size, size):
+            await self._send(whole[start : start + size], [])
+
+    async def _send(self, datagrams: memoryview, ancillary: list[tuple[int, int, bytes]]) -> bool:
+        """Send in one call; False if the kernel cannot cut the burst on this path."""
+        backoff = Backoff(first_s=0.001, limit_s=1.0)
+        while True:
+            try:
+                self._socket.sendmsg([datagrams], ancillary, 0, self._target)
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._socket)
+            except OSError as error:
+                if ancillary and error.errno in (errno.EIO, errno.EINVAL, errno.EOPNOTSUPP):
+                    self._log.warning("segmentation_offload_refused", error=str(error), now="one call per datagram")
+                    self.gso = False
+                    return False
+                if error.errno == errno.EMSGSIZE:
+                    raise LinkError(
+                        f"the interface to {self._target[0]} does not carry datagrams of this size: lower "
+                        "link.mtu_bytes to its MTU, at both ends, or raise the interface's MTU"
+                    ) from error
+                if error.errno not in _NO_MEMORY | _NO_ROUTE:
+                    raise LinkError(f"cannot send to {self._target[0]}:{self._target[1]}: {error}") from error
+                self.stalls += 1
+                if error.errno in _NO_ROUTE:
+                    self._throttled.warning("link_not_sendable", error=str(error), tries=backoff.tries + 1)
+                await trio.sleep(backoff.failed())
+            else:
+                return True
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+
+class UdpReceiver:
+    """Receives bursts on one address.
+
+    Attributes:
+        address: Where it listens, as the kernel says.
+        gro: Whether the kernel joins datagrams.
+        buffer_bytes: Receive buffer that the kernel granted.
+    """
+
+    def __init__(
+        self,
+        family: socket.AddressFamily,
+        listen: tuple[str, int],
+        *,
+        log: FilteringBoundLogger,
+        buffer_bytes: int,
+        gro: bool = True,
+    ) -> None:
+        self._socket = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            self._socket.setblocking(False)
+            self.buffer_bytes = grow_receive_buffer(self._socket, buffer_bytes)
+            if self.buffer_bytes < buffer_bytes:
+                log.warning(
+                    "receive_buffer_small",
+                    wanted=format_bytes(buffer_bytes),
+                    granted=format_bytes(self.buffer_bytes),
+                    remedy=f"sysctl -w net.core.rmem_max={buffer_bytes}, or give the process CAP_NET_ADMIN",
+                )
+            self.gro = gro and _has_option(self._socket, UDP_GRO, 1)
+            self._socket.bind(listen)
+        except OSError as error:
+            self._socket.close()
+            raise LinkError(
+                f"cannot listen on {listen[0]}:{listen[1]}: {error.strerror or error} "
+                "(each egress needs an address and port of its own; see link.address and link.bind)"
+            ) from error
+        host, port = self._socket.getsockname()[:2]
+        self.address = Address(host, port)
+
+    @property
+    def kernel_drops(self) -> int:
+        """Datagrams that the kernel dropped since the start because the receive buffer was full."""
+        return dropped_datagrams(self._socket)
+
+    async def receive(self, slab: Slab) -> list[Burst]:
+        """Wait for datagrams; as many as are there and fit into `slab`, which has `RECEIVE_SLAB_BYTES`."""
+        while True:
+            await trio.lowlevel.wait_readable(self._socket)
+            bursts = self.receive_nowait(slab)
+            if bursts:
+                return bursts
+
+    def receive_nowait(self, slab: Slab) -> list[Burst]:
+        """What has arrived so far and fits into `slab`, without waiting."""
+        bursts: list[Burst] = []
+        start = end = size = 0
+        room = slab.flat.data
+        while end + SLAB_BYTES <= len(room):
+            try:
+                got, ancillary, _, _ = self._socket.recvmsg_into([room[end:]], _ANCILLARY_BYTES)
+            except BlockingIOError:
+                break
+            except ConnectionError:  # an ICMP error to something that this port never sent
+                continue
+            segment = _GRO_SEGMENT.unpack(ancillary[0][2])[0] if ancillary else got
+            if segment != size or segment == 0:
+                # Only equal datagrams directly behind each other are one burst.
+                bursts += _burst(slab, start, end, size)
+                start, size = end, segment
+                if segment == 0:
+                    bursts.append(Burst(slab, 0, 1, end))
+            end += got
+            if segment and got % segment:
+                last = end - got % segment
+                bursts += _burst(slab, start, last, size)
+                bursts += _burst(slab, last, end, end - last)
+                start, size = end, 0
+        return bursts + _burst(slab, start, end, size)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+
+def _burst(slab: Slab, start: int, end: int, size: int) -> list[Burst]:
+    return [Burst(slab, size, (end - start) // size, start)] if size and end > start else []
+
+
+def _has_option(sock: socket.socket, option: int, value: int) -> bool:
+    if sys.platform != "linux":
+        return False
+    try:
+        sock.setsockopt(SOL_UDP, option, value)
+    except OSError:
+        return False
+    return True
