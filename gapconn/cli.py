@@ -102,7 +102,7 @@ def egress(file: Path) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def check(files: tuple[Path, ...], role: str | None, separate_hosts: bool, as_json: bool) -> None:
-    """Check configurations, alone and side by side, and say what they do.
+    """Check configurations, and say what they do.
 
     Several files are those of pairs that run at the same time. Two ingresses on one egress, one ingress for two
     egresses, and pairs that share a name, an id, an address or a source are refused.
@@ -137,9 +137,9 @@ def check(files: tuple[Path, ...], role: str | None, separate_hosts: bool, as_js
     "--seconds", type=click.FloatRange(min=1), default=20.0, show_default=True, help="About how long the demo runs."
 )
 def demo(kafka: str | None, seconds: float) -> None:
-    """See a whole pair at work on this machine, across a gap that loses and reorders.
+    """See a whole pair at work on this machine.
 
-    Needs no broker, no root and no container.
+    Two processes, and a gap between them that loses and reorders. Needs no broker, no root and no container.
 
     \b
     Example:

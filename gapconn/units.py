@@ -122,14 +122,6 @@ def parse_rate(value: object) -> BitsPerSecond:
     return BitsPerSecond(_whole(_quantity(value, _RATES, "a rate"), "bits per second"))
 
 
-def _is_ipv4(host: str) -> bool:
-    try:
-        ipaddress.IPv4Address(host)
-    except ValueError:
-        return False
-    return True
-
-
 def parse_address(value: object) -> Address:
     """`"host:port"`, `"192.0.2.1:port"` or `"[2001:db8::1]:port"`; port 0 asks the system for a free one."""
     if not isinstance(value, str):
@@ -137,30 +129,35 @@ def parse_address(value: object) -> Address:
     host, separator, port = value.strip().rpartition(":")
     if not separator:
         raise ValueError("no port")
-    if not (port.isascii() and port.isdigit() and int(port) <= 65535):
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
         raise ValueError("not a port from 0 to 65535")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-        try:
-            ipaddress.IPv6Address(host)
-        except ValueError:
-            raise ValueError("not an IPv6 address in the brackets") from None
-    elif ":" in host:
-        raise ValueError("an IPv6 address stands in brackets")
+        if not _is_ip(host, 6):
+            raise ValueError("not an IPv6 address in the brackets")
     elif not host:
         raise ValueError("no host (every address of this machine is 0.0.0.0)")
-    elif _HOST_NAME.fullmatch(host) is None or (host.rpartition(".")[2].isdigit() and not _is_ipv4(host)):
+    elif _is_ip(host, 6):
+        raise ValueError("an IPv6 address stands in brackets")
+    elif _HOST_NAME.fullmatch(host) is None or (host.rpartition(".")[2].isdigit() and not _is_ip(host, 4)):
         raise ValueError("not a host name or an IP address")
     return Address(host, int(port))
 
 
+def _is_ip(host: str, version: int) -> bool:
+    try:
+        return ipaddress.ip_address(host).version == version
+    except ValueError:
+        return False
+
+
 def _format(quantity: Fraction, units: Mapping[str, Fraction]) -> str | None:
-    """In the largest unit that leaves a number of few digits; None when no unit does."""
-    for unit, factor in units.items():
-        number = quantity / factor
-        if number >= 1 and number.denominator == 1:
-            return f"{number.numerator} {unit}"
-    return None
+    """In the unit, of those that leave a whole number, that leaves the shortest; None when there is none."""
+    numbers = {unit: quantity / factor for unit, factor in units.items()}
+    texts = [
+        f"{number.numerator} {unit}" for unit, number in numbers.items() if number >= 1 and number.denominator == 1
+    ]
+    return min(texts, key=lambda text: text.index(" "), default=None)
 
 
 def format_seconds(seconds: float) -> str:

@@ -61,7 +61,7 @@ def _described(hint: Any) -> tuple[str, list[str]]:
         described = f"list of {name}", [f"[{example}]" for example in examples[:1]]
     elif origin is dict:
         name, examples = _described(arguments[1])
-        described = f"table of {name}", [f"{{ key = {example} }}" for example in examples[:1]]
+        described = f"table of {name}", [f"{{ key = {example} }}" for example in [*examples, '"value"'][:1]]
     else:
         described = "table" if isinstance(hint, type) and attrs.has(hint) else "any value", []
     return described
