@@ -127,7 +127,9 @@ class Egress:
         self.sink_type = section.type
         self.started_at_s = trio.current_time()
         self.events = EventLog(self.log)
-        self.queue = SinkQueue(pair.link.sink_buffer_bytes, self.events)
+        # A gap that ends releases all that waited behind it at once. That was counted as reassembly memory before, so it
+        # must not be what fills the queue.
+        self.queue = SinkQueue(pair.link.sink_buffer_bytes + pair.link.reassembly_bytes_max, self.events)
         self.progress = ProgressTracker()
         self._state = state
         self._sink = section.plugin_class(section.config, self.context)
@@ -172,6 +174,7 @@ class Egress:
         await self._sink.run(self.queue)
         if not self.stopping:
             raise SinkError(f"the {self.sink_type} sink ended by itself")
+        self.events.tell_all()
         self.log.info("sink_drained", records=self.core.counters.records)
 
     async def watchdog(self) -> None:
@@ -181,6 +184,7 @@ class Egress:
                 await trio.sleep(WATCH_INTERVAL_S)
                 self.core.handle_timeout(trio.current_time())
                 self._handle_events()
+                self.events.tell_gathered(trio.current_time())
 
     async def checkpoint(self) -> None:
         """Store the progress now and then, and once more at the end (GC-DLV-18)."""

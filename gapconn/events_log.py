@@ -6,6 +6,7 @@ import time
 from collections import Counter, deque
 from typing import Any, assert_never
 
+import attrs
 from structlog.typing import FilteringBoundLogger
 
 from gapconn.protocol.events import (
@@ -25,16 +26,49 @@ from gapconn.protocol.events import (
 from gapconn.protocol.registry import LossCause
 
 RECENT_MAX = 100
-"""Events that the status page shows."""
+"""Entries that the status page shows."""
+
+GATHER_S = 1.0
+"""Losses are gathered for so long and told as one entry: a storm of losses must not become a storm of logs."""
+
+KINDS_MAX = 1_000
+"""Kinds of losses gathered at the same time; with more, they are told at once."""
+
+RANGES_MAX = 50
+"""Ranges that one entry names. Beyond it the last one is widened, and the entry says so."""
+
+
+@attrs.define
+class _Gathered:
+    """Losses of one kind that were not told yet."""
+
+    level: str
+    count: int = 0
+    ranges: list[list[int]] = attrs.field(factory=list)
+    """[first, last], both included."""
+    widened: bool = False
+
+    def add(self, first: int, last: int) -> None:
+        if self.ranges and first == self.ranges[-1][1] + 1:
+            self.ranges[-1][1] = last
+        elif len(self.ranges) < RANGES_MAX:
+            self.ranges.append([first, last])
+        else:
+            self.ranges[-1] = [min(first, self.ranges[-1][0]), max(last, self.ranges[-1][1])]
+            self.widened = True
 
 
 class EventLog:
     """Logs and counts what the receiving half and the sink report.
 
+    Alarms and sessions are told at once; losses, which may come by the thousand, once in `GATHER_S` by kind and with
+    their places.
+
     Attributes:
         alarms: What is wrong now, by name: shown by `/health` until it clears.
-        recent: The last events, newest last, as they were logged.
+        recent: The last entries, newest last, as they were logged.
         refused: Messages that arrived and could not be handed over, by cause.
+        refused_records: The records in them.
         sink_losses: Losses that the sink reported, by reason.
         duplicates: Records that were dropped because they had been delivered before.
     """
@@ -47,9 +81,11 @@ class EventLog:
         self.refused_records = 0
         self.sink_losses: Counter[str] = Counter()
         self.duplicates = 0
+        self._gathered: dict[tuple[str, tuple[tuple[str, Any], ...]], _Gathered] = {}
+        self._tell_at_s = 0.0
 
     def happened(self, event: Event) -> None:
-        """Tell `event`."""
+        """Tell `event`, or gather it."""
         match event:
             case SessionFollowed():
                 self._tell(
@@ -92,27 +128,17 @@ class EventLog:
                     remedy="another link's ingress sends to this egress: correct its link.address",
                 )
             case MessagesLost():
-                self._tell(
-                    "warning",
-                    "messages_lost",
-                    epoch=event.epoch,
-                    first=event.first,
-                    last=event.last,
-                    count=event.last - event.first + 1,
-                    cause=event.cause.name.lower(),
-                )
+                lost = self._gather("warning", "messages_lost", epoch=event.epoch, cause=event.cause.name.lower())
+                lost.count += event.last - event.first + 1
+                lost.add(event.first, event.last)
             case RecordsLost():
-                self._tell(
-                    "warning", "records_lost", epoch=event.epoch, count=event.count, cause=event.cause.name.lower()
-                )
+                self._gather(
+                    "warning", "records_lost", epoch=event.epoch, cause=event.cause.name.lower()
+                ).count += event.count
             case RecordsMissing():
-                self._tell(
-                    "warning",
-                    "records_missing",
-                    stream=event.stream,
-                    partition=event.partition,
-                    first=event.first,
-                    last=event.last,
+                # How many there were is told by records_lost: not every position between need have held a record.
+                self._gather("warning", "records_missing", stream=event.stream, partition=event.partition).add(
+                    event.first, event.last
                 )
             case MessageDelivered():
                 pass  # the normal case, counted in the core
@@ -121,29 +147,53 @@ class EventLog:
 
     def message_refused(self, message: MessageDelivered, cause: LossCause, why: str) -> None:
         """A message arrived whole and cannot be handed over."""
-        self.refused[cause.name.lower()] += 1
+        name = cause.name.lower()
+        self.refused[name] += 1
         self.refused_records += message.record_count
-        self._tell(
-            "error",
-            "message_refused",
-            epoch=message.epoch,
-            message=message.number,
-            records=message.record_count,
-            missing=[[run.stream, run.partition, run.first, run.last] for run in message.runs],
-            cause=cause.name.lower(),
-            why=why,
-        )
+        refused = self._gather("error", "messages_refused", epoch=message.epoch, cause=name, why=why)
+        refused.count += 1
+        refused.add(message.number, message.number)
+        for run in message.runs:
+            missing = self._gather("error", "records_refused", stream=run.stream, partition=run.partition, cause=name)
+            missing.count += run.count
+            missing.add(run.first, run.last)
 
     def sink_lost(self, *, stream: str, first: int, last: int, reason: str) -> None:
         """The sink reports positions that never reach the target."""
         self.sink_losses[reason] += 1
-        self._tell("warning", "sink_lost", stream=stream, first=first, last=last, reason=reason)
+        lost = self._gather("warning", "sink_lost", stream=stream, reason=reason)
+        lost.count += 1
+        lost.add(first, last)
 
     def duplicates_dropped(self, stream: str, partition: int, count: int) -> None:
         """Records were sent again by a restarted ingress, and were dropped."""
         if count:
             self.duplicates += count
-            self._tell("info", "duplicates_dropped", stream=stream, partition=partition, count=count)
+            self._gather("info", "duplicates_dropped", stream=stream, partition=partition).count += count
+
+    def tell_gathered(self, now_s: float) -> None:
+        """Tell what was gathered, if it is time."""
+        if self._gathered and now_s >= self._tell_at_s:
+            self._tell_at_s = now_s + GATHER_S
+            self.tell_all()
+
+    def tell_all(self) -> None:
+        """Tell what was gathered, now."""
+        gathered, self._gathered = self._gathered, {}
+        for (name, kind), what in gathered.items():
+            facts: dict[str, Any] = dict(kind)
+            if what.count:
+                facts["count"] = what.count
+            if what.ranges:
+                facts["ranges"] = what.ranges
+            if what.widened:
+                facts["ranges_widened"] = True
+            self._tell(what.level, name, **facts)
+
+    def _gather(self, level: str, name: str, **kind: Any) -> _Gathered:
+        if len(self._gathered) >= KINDS_MAX:
+            self.tell_all()
+        return self._gathered.setdefault((name, tuple(kind.items())), _Gathered(level))
 
     def _tell(self, level: str, name: str, **facts: Any) -> None:
         getattr(self._log, level)(name, **facts)

@@ -180,7 +180,10 @@ class UdpReceiver:
 
     @property
     def kernel_drops(self) -> int:
-        """Datagrams that the kernel dropped since the start because the receive buffer was full."""
+        """Packets that the kernel dropped since the start because the receive buffer was full.
+
+        The kernel counts a burst that it has joined as one packet.
+        """
         return dropped_datagrams(self._socket)
 
     async def receive(self, slab: Slab) -> list[Burst]:

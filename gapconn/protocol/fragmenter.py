@@ -7,8 +7,17 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-from gapconn.protocol.registry import HEADER_BYTES, SYMBOLS_PER_BLOCK_MAX, DatagramType
-from gapconn.protocol.wire import OVERHEAD_BYTES, ROWS_MAX, Burst, Header, Slab, rows_per_burst
+from gapconn.protocol.registry import SYMBOLS_PER_BLOCK_MAX, DatagramType
+from gapconn.protocol.wire import (
+    BLOCK_FIELD,
+    OVERHEAD_BYTES,
+    ROWS_MAX,
+    SOURCE_SYMBOLS_FIELD,
+    Burst,
+    Header,
+    Slab,
+    rows_per_burst,
+)
 
 _COUNTING = np.arange(ROWS_MAX, dtype=np.uint64)
 _INDEXES = np.arange(SYMBOLS_PER_BLOCK_MAX, dtype=np.uint8)
@@ -53,7 +62,7 @@ class Fragmenter:
         padding = cut.symbols * cut.symbol_bytes - cut.message_bytes
         message += bytes(padding)
         self._symbols: NDArray[np.uint8] = np.frombuffer(message, np.uint8).reshape(cut.symbols, cut.symbol_bytes)
-        self._header = Header(
+        header = Header(
             type=DatagramType.DATA,
             link_id=link_id,
             epoch=epoch,
@@ -62,6 +71,8 @@ class Fragmenter:
             message=number,
             message_bytes=cut.message_bytes,
         )
+        self._header = np.frombuffer(header.pack(), np.uint8).copy()
+        """What all headers have in common, but for the fields of the block."""
         self._next = 0
 
     @property
@@ -78,8 +89,9 @@ class Fragmenter:
         self._next = first + count
         datagram_bytes = cut.symbol_bytes + OVERHEAD_BYTES
         rows = slab.layout(datagram_bytes, cut.rows)
-        template = attrs.evolve(self._header, block=block, source_symbols=block_end - block).pack()
-        rows.header_bytes[:count] = np.frombuffer(template, np.uint8, HEADER_BYTES)
+        self._header[BLOCK_FIELD] = np.frombuffer(block.to_bytes(4, "big"), np.uint8)
+        self._header[SOURCE_SYMBOLS_FIELD] = block_end - block
+        rows.header_bytes[:count] = self._header
         rows.sequences[:count] = _COUNTING[:count] + np.uint64(first_sequence)
         rows.indexes[:count] = _INDEXES[first - block : first - block + count]
         rows.payloads[:count] = self._symbols[first : first + count]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping
 
@@ -82,7 +83,7 @@ class ReceiverCounters:
 _KNOWN_TYPES = frozenset(DatagramType)
 _INDEX_STEP = np.frombuffer(bytes([0, 0, 0, 0, 1, 0, 0, 0]), np.uint64)[0]
 """What one more in the index field adds to the last header word, in this machine's byte order."""
-_INDEX_STEPS = np.arange(256, dtype=np.uint64) * _INDEX_STEP
+_ONE = np.uint64(1)
 
 
 class LinkReceiver:
@@ -185,14 +186,12 @@ class LinkReceiver:
             return
         rows = burst.slab.layout(burst.datagram_bytes, count, burst.offset)
         checks = list(map(xxh3_64_intdigest, rows.covered[:count]))
-        if checks == rows.checks[:count].tolist() and _is_run(rows, count):
-            self._receive_run(rows, 0, count, now_s)
-        else:
+        intact = None
+        if checks != rows.checks[:count].tolist():
             intact = np.array(checks, np.uint64) == rows.checks[:count]
             self._drop_damaged(rows.matrix[:count][~intact])
-            for first, stop in _runs(rows, intact):
-                self._receive_run(rows, first, stop, now_s)
-        self._collect()
+        for first, stop in _runs(rows, count, intact):
+            self._receive_run(rows, first, stop, now_s)
 
     def _drop_damaged(self, matrix: NDArray[np.uint8]) -> None:
         """Count datagrams whose check does not fit, under the first reason that applies (GC-WIRE-3)."""
@@ -215,11 +214,16 @@ class LinkReceiver:
             self._drop(reason, count)
             if reason is DropReason.FOREIGN_LINK:
                 self._note_foreign(header.link_id, now_s)
-        elif header.type == DatagramType.DATA:
+        elif header.type == DatagramType.DATA and header.well_formed(rows.payloads.shape[1], count):
             self._receive_data(header, rows, first, stop, now_s)
-        else:
+        elif count > 1:  # each has to be looked at: the others may be well formed
             for row in range(first, stop):
-                self._receive_control(Header.unpack(rows.covered[row]), bytes(rows.payloads[row]), now_s)
+                self._receive_run(rows, row, row + 1, now_s)
+        elif header.type == DatagramType.DATA:
+            self._drop(DropReason.MALFORMED)
+        else:
+            self._receive_control(header, bytes(rows.payloads[first]), now_s)
+        self._collect()  # however datagrams are grouped to bursts, events come in the same order
 
     def _refusal(self, header: Header) -> DropReason | None:
         if header.magic != MAGIC:
@@ -261,12 +265,6 @@ class LinkReceiver:
 
     def _receive_data(self, header: Header, rows: Layout, first: int, stop: int, now_s: float) -> None:
         count = stop - first
-        if (
-            not header.well_formed(rows.payloads.shape[1])
-            or header.index + count > header.source_symbols + header.repair_symbols
-        ):
-            self._drop(DropReason.MALFORMED, count)
-            return
         if not self._admit(header, None, now_s, count):
             return
         for begin, end, reason in self._window.take(header.sequence, count):
@@ -310,7 +308,8 @@ class LinkReceiver:
             )
         self._joined = True
         self._ended = False
-        self.announcement = announcement
+        self.announcement = None
+        self._follower.interruption_timeout_s = self.settings.interruption_timeout_s
         self._window = SequenceWindow(header.sequence if joining else 0)
         self._reassembler = self._new_reassembler(next_message)
         self._loss_cause = LossCause.GAP
@@ -439,35 +438,27 @@ class LinkReceiver:
         )
 
 
-def _is_run(rows: Layout, count: int) -> bool:
-    """Whether each row continues the one before: the same header but for sequence and index, each one more."""
+def _runs(rows: Layout, count: int, intact: NDArray[np.bool_] | None) -> list[tuple[int, int]]:
+    """The longest runs of rows that continue each other, in order, as (first, stop).
+
+    Such rows have the same header but for sequence and index, each one more. `intact` tells which rows may be looked at;
+    None when all may.
+    """
     if count == 1:
-        return True
-    if count > len(_INDEX_STEPS):
-        return False
-    words = rows.words[:count]
-    sequences = rows.sequences[:count].tolist()
-    return bool(
-        sequences == list(range(sequences[0], sequences[0] + count))
-        and (words[1:, :3] == words[0, :3]).all()
-        and (words[1:, 4] == words[0, 4]).all()
-        and (words[:, 5] - words[0, 5] == _INDEX_STEPS[:count]).all()
-    )
-
-
-def _runs(rows: Layout, intact: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """The longest runs of intact rows, in order, as (first, stop)."""
-    count = len(intact)
+        return [(0, 1)] if intact is None or intact[0] else []
     words = rows.words[:count]
     sequences = rows.sequences[:count].astype(np.uint64)
-    continues = intact[1:] & intact[:-1]
-    continues &= (words[1:, [0, 1, 2, 4]] == words[:-1, [0, 1, 2, 4]]).all(axis=1)
-    continues &= sequences[1:] == sequences[:-1] + np.uint64(1)
-    continues &= words[1:, 5] - words[:-1, 5] == _INDEX_STEP
-    starts = intact.copy()
+    continues = (
+        (words[1:, :3] == words[:-1, :3]).all(axis=1)
+        & (words[1:, 4] == words[:-1, 4])
+        & (words[1:, 5] - words[:-1, 5] == _INDEX_STEP)
+        & (sequences[1:] - sequences[:-1] == _ONE)
+    )
+    if intact is None:
+        edges = (np.flatnonzero(~continues) + 1).tolist()
+        return list(itertools.pairwise([0, *edges, count]))
+    continues &= intact[1:] & intact[:-1]
+    starts, ends = intact.copy(), intact.copy()
     starts[1:] &= ~continues
-    firsts = np.flatnonzero(starts).tolist()
-    ends = intact.copy()
     ends[:-1] &= ~continues
-    stops = (np.flatnonzero(ends) + 1).tolist()
-    return list(zip(firsts, stops, strict=True))
+    return list(zip(np.flatnonzero(starts).tolist(), (np.flatnonzero(ends) + 1).tolist(), strict=True))

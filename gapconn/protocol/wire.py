@@ -46,6 +46,11 @@ ROWS_MAX = 64
 """The most datagrams that one GSO send takes on every kernel (UDP_MAX_SEGMENTS)."""
 
 _HEADER = struct.Struct(">HBBHHIIQQQIBBBB")
+# Where fields that are set or read by the column begin in the header, in bytes.
+BLOCK_FIELD = slice(12, 16)
+SEQUENCE_FIELD = slice(24, 32)
+INDEX_FIELD = 44
+SOURCE_SYMBOLS_FIELD = 45
 _ANNOUNCEMENT = struct.Struct(">QQQQIIIHHBBBBIQ")
 assert _HEADER.size == HEADER_BYTES
 assert _ANNOUNCEMENT.size == ANNOUNCEMENT_BYTES
@@ -115,9 +120,12 @@ class Header:
             reserved=reserved,
         )
 
-    def well_formed(self, payload_bytes: int) -> bool:
-        """Whether the fields agree with each other and with a payload of that many bytes (GC-WIRE-7, GC-WIRE-9)."""
-        if self.reserved or self.sequence >= SEQUENCE_LIMIT:
+    def well_formed(self, payload_bytes: int, count: int = 1) -> bool:
+        """Whether the fields agree with each other and with a payload of that many bytes (GC-WIRE-7, GC-WIRE-9).
+
+        With a `count`, the same of this header and those that continue it: sequence and index each one more.
+        """
+        if self.reserved or self.epoch == 0 or self.sequence + count > SEQUENCE_LIMIT:
             return False
         if self.type != DatagramType.DATA:
             symbol_fields = (
@@ -136,7 +144,7 @@ class Header:
             and self.message_bytes > 32
             and self.source_symbols >= 1
             and symbols <= 256
-            and self.index < symbols
+            and self.index + count <= symbols
             and self.block + self.source_symbols <= -(-self.message_bytes // self.symbol_bytes)
             and self.message <= self.sequence
         )
@@ -257,8 +265,8 @@ class Layout:
         self.header_bytes = self.matrix[:, :HEADER_BYTES]
         self.words: NDArray[np.uint64] = self.header_bytes.view(np.uint64)
         """The six header words in wire order: good for comparing for equality, not as numbers."""
-        self.sequences = self.matrix[:, 24:32].view(">u8")[:, 0]
-        self.indexes = self.matrix[:, 44]
+        self.sequences = self.matrix[:, SEQUENCE_FIELD].view(">u8")[:, 0]
+        self.indexes = self.matrix[:, INDEX_FIELD]
         self.payloads = self.matrix[:, HEADER_BYTES : datagram_bytes - CHECK_BYTES]
         self.checks = self.matrix[:, datagram_bytes - CHECK_BYTES :].view(">u8")[:, 0]
         view = self.flat
