@@ -322,14 +322,10 @@ class TcpSink:
         while True:
             try:
                 with trio.fail_after(self._config.connect_timeout):
-                    connection = await trio.open_tcp_stream(target.host, target.port)
+                    return await _connected(target)
             except (OSError, trio.TooSlowError) as error:
                 self._context.counters["connect_failed"] += 1
                 self._log.warning("connect_failed", target=str(target), error=str(error) or "timed out")
-            else:
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                return connection
             if stream.aborted:
                 self._context.counters["aborted_before_connect"] += 1
                 self._log.warning("stream_aborted_before_connect", stream=stream.name, bytes=stream.arrived)
@@ -389,6 +385,29 @@ def _is_malformed(chunk: Chunk) -> bool:
     """No source of gapconn says such a thing."""
     nameless = not chunk.stream and chunk.kind is not ChunkKind.ALIVE
     return nameless or chunk.position < 0 or len(chunk.stream) > _STREAM_NAME_LENGTH_MAX
+
+
+async def _connected(target: Address) -> trio.SocketStream:
+    """A connection to the first address of `target` that answers.
+
+    Not `trio.open_tcp_stream`: it closes a connection that was cancelled when it had just been made, and to the target
+    that would look like an empty stream that ended in order. Here the reset on closing is set before connecting.
+    """
+    failure: OSError | None = None
+    for family, kind, protocol, _, address in await trio.socket.getaddrinfo(
+        target.host, target.port, type=socket.SOCK_STREAM
+    ):
+        sock = trio.socket.socket(family, kind, protocol)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        try:
+            await sock.connect(address)
+        except OSError as error:
+            sock.close()
+            failure = error
+        else:
+            return trio.SocketStream(sock)
+    raise failure or OSError("the name has no address")
 
 
 def _acknowledged_bytes(connection: trio.SocketStream) -> int:
