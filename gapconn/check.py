@@ -110,6 +110,8 @@ def _source_conflicts(a: SourceSection, b: SourceSection) -> Iterator[str]:
             f"both would take files from {theirs.directory}: one source for two egresses; give one of them a"
             " source.directory of its own, outside of the other's"
         )
+    if _both(ours, theirs, "state_file", str) and Path(ours.state_file).resolve() == Path(theirs.state_file).resolve():
+        yield f"both would remember their files in {theirs.state_file}; give one of them a source.state_file of its own"
 
 
 def _same_target(a: Pair, b: Pair) -> bool:
@@ -172,7 +174,7 @@ def summary(pair: Pair) -> list[str]:
     ]
     if pair.admin is not None:
         lines.append(f"admin   http://{pair.admin.listen}")
-        if link.listen.host in _LOCALHOST and pair.admin.listen.port != 0:
+        if link.address.host in _LOCALHOST and pair.admin.listen.port != 0:
             lines.append("note    both ends are on this host: give one another port by GAPCONN_ADMIN_LISTEN=host:port")
     return lines
 

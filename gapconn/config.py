@@ -432,7 +432,7 @@ def _plugin_class(registry: PluginRegistry[Any], given: Given, problems: list[st
         return registry.load(name)
     except ConfigError as error:
         problems += [f"{given.label}: {problem}" for problem in error.problems]
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
         problems.append(f"{given.label}: type {name!r} cannot be loaded: {error}")
     return None
 

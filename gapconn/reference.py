@@ -105,8 +105,8 @@ def _default(field: attrs.Attribute[Any]) -> str:
     if isinstance(field.default, attrs.Factory):  # type: ignore[arg-type]  # a class at run time, typed as a function
         factory = cast(Any, field.default)
         # A default that depends on other things says in its docstring what it is.
-        if factory.takes_self or inspect.isfunction(factory.factory):
-            return inspect.getdoc(factory.factory) or "computed"
+        if inspect.isfunction(factory.factory) and factory.factory.__doc__:
+            return inspect.cleandoc(factory.factory.__doc__)
         return f"`{value_text(factory.factory(), field.type)}`"
     return f"`{value_text(field.default, field.type)}`"
 

@@ -388,7 +388,7 @@ def test_values_of_every_type(load: Load) -> None:
         """
     )
     assert pair.source is not None
-    assert (pair.source.type, pair.source.plugin_class) == ("toy", ToySource)
+    assert (pair.source.type, pair.source.plugin_class.__name__) == ("toy", "ToySource")
     assert pair.source.config == ToyConfig(
         topics=["a", "b"],
         start="latest",

@@ -1,0 +1,48 @@
+"""The configuration reference is what the models say, and the examples are valid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import pytest
+
+from gapconn.check import check
+from gapconn.config import Admin, Link, Log, load_pair
+from gapconn.reference import render
+from gapconn.sinks import SINKS
+from gapconn.sources import SOURCES
+
+DOCS = Path(__file__).parent.parent / "docs"
+EXAMPLES = sorted((DOCS / "examples").glob("*.toml"))
+SECRETS = {"SOURCE_KAFKA_PASSWORD": "s", "TARGET_KAFKA_PASSWORD": "t"}
+
+
+def test_the_committed_reference_is_up_to_date() -> None:
+    assert (DOCS / "configuration.md").read_text() == render(), (
+        "run: python -m gapconn.reference > docs/configuration.md"
+    )
+
+
+def test_every_key_is_in_the_reference() -> None:
+    reference = render()
+    plugins = [registry.load(name) for registry in (SOURCES, SINKS) for name in registry.names()]
+    for model in (Link, Admin, Log, *(plugin.Config for plugin in plugins)):
+        for field in attrs.fields(model):
+            assert f"| `{field.name}` |" in reference
+            assert field.metadata["help"].strip(), f"{model.__name__}.{field.name} has no help"
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_is_valid(path: Path) -> None:
+    assert check([path], SECRETS).problems == []
+
+
+def test_the_examples_can_run_side_by_side() -> None:
+    assert check(EXAMPLES, SECRETS).problems == []
+
+
+def test_there_is_an_example_for_every_source_and_sink() -> None:
+    pairs = [load_pair(path, SECRETS) for path in EXAMPLES]
+    assert {pair.source.type for pair in pairs if pair.source} == set(SOURCES.names())
+    assert {pair.sink.type for pair in pairs if pair.sink} == set(SINKS.names())
