@@ -127,8 +127,8 @@ class Egress:
         self.sink_type = section.type
         self.started_at_s = trio.current_time()
         self.events = EventLog(self.log)
-        # A gap that ends releases all that waited behind it at once. That was counted as reassembly memory before, so it
-        # must not be what fills the queue.
+        # A gap that ends releases all that waited behind it at once. That was counted as reassembly memory before, so
+        # it must not be what fills the queue.
         self.queue = SinkQueue(pair.link.sink_buffer_bytes + pair.link.reassembly_bytes_max, self.events)
         self.progress = ProgressTracker()
         self._state = state

@@ -116,7 +116,7 @@ class EgressView:
         )
         yield counter(
             "gapconn_kernel_drops_total",
-            "Packets that the kernel dropped because the receive buffer was full; joined by GRO, many datagrams are one.",
+            "Packets that the kernel dropped with the receive buffer full; joined by GRO, many datagrams are one.",
             egress.socket.kernel_drops,
         )
         yield counter("gapconn_messages_received_total", "Messages that arrived whole.", counts.messages)

@@ -1,0 +1,52 @@
+# The few verbs of the project. `make demo` and `make test` need nothing but Python 3.11 (and, for the tests, Java 17 and
+# Maven for a real Kafka broker): everything else is set up in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST_WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench spec docs lock clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/ready: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "gapconn needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) -V): run 'make PYTHON=python3.11 ...'" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "'$(PYTHON)' cannot make virtual environments: install python3-venv" >&2; exit 1; }
+	@echo "setting up $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(VENV)/ready  ## two real processes, a lossy gap between them, and what becomes of the data
+	@$(BIN)/gapconn demo
+
+test: $(VENV)/ready  ## the whole test suite, with a real Kafka broker
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+
+lint: $(VENV)/ready  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/ready  ## put the code into its form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/ready  ## measure, as ratios to plain programs in the same run
+	$(BIN)/python -m bench
+
+docs: $(VENV)/ready  ## regenerate what is generated in docs/
+	$(BIN)/python -m gapconn.reference > docs/configuration.md
+
+lock:  ## resolve the dependencies anew into requirements.lock (needs uv)
+	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+	  --quiet --no-header --output-file requirements.lock
+
+clean:  ## remove what was set up and built
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
