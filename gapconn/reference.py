@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import attrs
 
@@ -13,7 +13,7 @@ from gapconn.config import Admin, Link, Log
 from gapconn.plugins import Carries, PluginRegistry
 from gapconn.sinks import SINKS
 from gapconn.sources import SOURCES
-from gapconn.wording import allowed_words, choices_of, type_name, value_text
+from gapconn.wording import allowed_words, choices_of, default_of, type_name, value_text
 
 _INTRODUCTION = """\
 <!-- Rendered from the models by `python -m gapconn.reference`; a test compares. Change the models, not this file. -->
@@ -102,13 +102,11 @@ def _default(field: attrs.Attribute[Any]) -> str:
         return "**required**"
     if field.default is None:
         return "none"
-    if isinstance(field.default, attrs.Factory):  # type: ignore[arg-type]  # a class at run time, typed as a function
-        factory = cast(Any, field.default)
-        # A default that depends on other things says in its docstring what it is.
-        if inspect.isfunction(factory.factory) and factory.factory.__doc__:
-            return inspect.cleandoc(factory.factory.__doc__)
-        return f"`{value_text(factory.factory(), field.type)}`"
-    return f"`{value_text(field.default, field.type)}`"
+    # A default that depends on other things says in its docstring what it is.
+    factory = getattr(field.default, "factory", None)
+    if inspect.isfunction(factory) and factory.__doc__:
+        return inspect.cleandoc(factory.__doc__)
+    return f"`{value_text(default_of(field, None), field.type)}`"
 
 
 def _allowed(field: attrs.Attribute[Any]) -> str:

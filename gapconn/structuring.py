@@ -6,6 +6,7 @@ Knows nothing of the models: what it needs of a key is in the metadata that `gap
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar, cast, get_origin
 
 import attrs
@@ -25,7 +26,7 @@ from gapconn.units import (
     parse_rate,
     parse_seconds,
 )
-from gapconn.wording import allowed_words, choices_of, is_enum, suggestion, unknown_key, value_text
+from gapconn.wording import allowed_words, choices_of, default_of, is_enum, suggestion, unknown_key, value_text
 
 T = TypeVar("T", bound=attrs.AttrsInstance)
 
@@ -91,7 +92,8 @@ def _validation_problems(
         if name in values:
             object.__setattr__(partial, name, values[name])
         elif name not in table and field.default is not attrs.NOTHING:
-            _set_default(partial, field)
+            with suppress(AttributeError):  # made from a key whose problem is already known
+                object.__setattr__(partial, name, default_of(field, partial))
     for name, field in fields.items():
         if field.validator is None or not hasattr(partial, name):
             continue
@@ -114,16 +116,6 @@ def _validation_problems(
             return
         except (ValueError, TypeError) as error:
             yield f"{label}: {error}"
-
-
-def _set_default(partial: object, field: attrs.Attribute[Any]) -> None:
-    default: Any = field.default
-    if isinstance(default, attrs.Factory):  # type: ignore[arg-type]  # a class at run time, typed as a function
-        try:
-            default = default.factory(partial) if default.takes_self else default.factory()
-        except AttributeError:
-            return  # made from a key whose problem is already known
-    object.__setattr__(partial, field.name, default)
 
 
 def unstructure(value: Any) -> Any:

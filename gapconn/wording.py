@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import enum
+import re
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, cast, get_args, get_origin
 
 import attrs
 
@@ -126,9 +127,13 @@ def value_text(value: Any, hint: Any = None) -> str:
     elif isinstance(value, list | tuple):
         text = f"[{', '.join(value_text(item) for item in value)}]"
     elif isinstance(value, dict):
-        items = [f"{key} = {value_text(item)}" for key, item in value.items()]
+        items = [f"{_key_text(key)} = {value_text(item)}" for key, item in value.items()]
         text = f"{{ {', '.join(items)} }}" if items else "{}"
     return text
+
+
+def _key_text(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else f'"{key}"'
 
 
 def given_text(config: Any) -> str:
@@ -136,5 +141,13 @@ def given_text(config: Any) -> str:
     return ", ".join(
         f"{field.name} = " + ('"***"' if field.metadata.get("secret") else value_text(value, field.type))
         for field in attrs.fields(attrs.resolve_types(type(config)))
-        if (value := getattr(config, field.name)) != field.default and value not in ({}, [], ())
+        if (value := getattr(config, field.name)) != default_of(field, config)
     )
+
+
+def default_of(field: attrs.Attribute[Any], instance: object) -> Any:
+    """The default of a key; `instance` has the keys that it is made from. NOTHING when there is none."""
+    if not isinstance(field.default, attrs.Factory):  # type: ignore[arg-type]  # a class at run time, typed as a function
+        return field.default
+    factory = cast(Any, field.default)
+    return factory.factory(instance) if factory.takes_self else factory.factory()
