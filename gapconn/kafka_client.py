@@ -57,6 +57,8 @@ class BrokerWatch:
     def __init__(self, context: Context) -> None:
         self.away = False
         """No broker answers, as far as is known. Who can prove otherwise calls `answered`."""
+        self.quiet = False
+        """The client is being closed: what it says about that is of no interest."""
         self._context = context
         self._said: dict[str, tuple[float, int]] = {}
         context.status["broker"] = "connecting"
@@ -98,6 +100,8 @@ class BrokerWatch:
 
     def warn(self, event: str, *, key: str = "", **values: object) -> None:
         """Log a warning, but the same `event` and `key` at most once in `LOG_INTERVAL_S`."""
+        if self.quiet:
+            return
         now = time.monotonic()
         last, left_out = self._said.get(event + key, (-LOG_INTERVAL_S, 0))
         if now - last < LOG_INTERVAL_S:
