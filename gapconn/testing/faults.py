@@ -140,12 +140,15 @@ class _Marks:
     """The numbers of the datagrams that something happens to, each datagram with the same probability.
 
     The gaps between them are drawn (they are distributed geometrically), so that the datagrams between cost nothing.
+    Each marked number has a `draw` of its own, which decides everything else about what happens to it.
     """
 
     def __init__(self, rng: random.Random, probability: float) -> None:
         self._rng = rng
         self._log_pass = -math.inf if probability >= 1 else math.log1p(-probability)
         self.next: float = -1
+        self.draw = 0.0
+        """From 0 to below 1, uniform."""
         self.advance()
 
     def advance(self) -> None:
@@ -154,6 +157,7 @@ class _Marks:
             self.next = math.inf
         else:
             self.next += 1 + math.floor(math.log(1.0 - self._rng.random()) / self._log_pass)
+            self.draw = self._rng.random()
 
     def skip_to(self, number: int) -> None:
         """Go to the first marked number that is not below `number`."""
@@ -189,14 +193,10 @@ class Faults:
         self._counts = counts
         self._switch = switch
         self._outages = [(started_at + o.start_s, started_at + o.start_s + o.duration_s) for o in plan.outages]
-        # A generator for each purpose: one kind of fault does not change what another kind hits.
-        self._kind_rng = random.Random(f"{plan.seed} kind")
-        self._bit_rng = random.Random(f"{plan.seed} bit")
-        self._depth_rng = random.Random(f"{plan.seed} depth")
-        self._jitter_rng = random.Random(f"{plan.seed} jitter")
-        self._weights = {_Fate.DROP: plan.drop, _Fate.HOLD: plan.reorder, _Fate.DOUBLE: plan.duplicate}
-        self._fated = _Marks(random.Random(f"{plan.seed} fate"), min(1.0, sum(self._weights.values())))
+        self._fate_total = min(1.0, plan.drop + plan.reorder + plan.duplicate)
+        self._fated = _Marks(random.Random(f"{plan.seed} fate"), self._fate_total)
         self._corrupted = _Marks(random.Random(f"{plan.seed} corrupt"), plan.corrupt)
+        self._jitter_rng = random.Random(f"{plan.seed} jitter")
         self._passed = 0
         self._held: list[_Held] = []
         self._next_release = math.inf
@@ -264,19 +264,20 @@ class Faults:
         return not self._switch.on or any(start <= now < end for start, end in self._outages)
 
     def _one(self, number: int, datagram: memoryview, now: float) -> None:
-        fate = None
+        fate, depth = None, 0
         if number == self._fated.next:
-            (fate,) = self._kind_rng.choices(list(self._weights), list(self._weights.values()))
+            fate, depth = self._fate(self._fated.draw * self._fate_total)
             self._fated.advance()
-        is_corrupted = number == self._corrupted.next
-        if is_corrupted:
+        flip = None
+        if number == self._corrupted.next:
+            flip = self._corrupted.draw
             self._corrupted.advance()
         if fate is _Fate.DROP:
             self._counts.dropped += 1
             return
-        came_out = self._with_a_bit_flipped(datagram) if is_corrupted and datagram else datagram
+        came_out = datagram if flip is None or not datagram else self._with_a_bit_flipped(datagram, flip)
         if fate is _Fate.HOLD and len(self._held) < _HELD_MAX:
-            self._hold(bytes(came_out), now)
+            self._hold(bytes(came_out), depth, now)
             return
         self._put(came_out, len(came_out), 1)
         self._passed += 1
@@ -286,15 +287,24 @@ class Faults:
         if self._passed >= self._next_release:
             self._release(lambda held: held.release_at <= self._passed)
 
-    def _with_a_bit_flipped(self, datagram: memoryview) -> memoryview:
+    def _fate(self, draw: float) -> tuple[_Fate, int]:
+        """What happens, and for HOLD the depth; `draw` is uniform below the sum of the three probabilities."""
+        plan = self._plan
+        if draw < plan.drop:
+            return _Fate.DROP, 0
+        if draw < plan.drop + plan.reorder:
+            return _Fate.HOLD, 1 + int((draw - plan.drop) / plan.reorder * plan.reorder_depth)
+        return _Fate.DOUBLE, 0
+
+    def _with_a_bit_flipped(self, datagram: memoryview, draw: float) -> memoryview:
         self._counts.corrupted += 1
         flipped = bytearray(datagram)
-        bit = self._bit_rng.randrange(8 * len(flipped))
+        bit = int(draw * 8 * len(flipped))
         flipped[bit // 8] ^= 1 << bit % 8
         return memoryview(flipped)
 
-    def _hold(self, data: bytes, now: float) -> None:
-        release_at = self._passed + self._depth_rng.randint(1, self._plan.reorder_depth)
+    def _hold(self, data: bytes, depth: int, now: float) -> None:
+        release_at = self._passed + depth
         self._held.append(
             _Held(data, passed_before=self._passed, release_at=release_at, due=now + self._plan.reorder_hold_s)
         )
