@@ -74,7 +74,7 @@ def option(
 
 
 def _id_of_name(link: Link) -> int:
-    """derived from `name`"""
+    """the first 4 bytes of the SHA-256 of `name`"""
     return int.from_bytes(hashlib.sha256(link.name.encode()).digest()[:4], "big") or 1
 
 
