@@ -1,0 +1,123 @@
+"""kafka → gap → kafka on one real broker, against a plain loop that consumes and produces the same records."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from bench.measure import Figure, running_pair
+from gapconn.testing.kafka_broker import ADDRESS_VARIABLE, make_node
+
+RECORDS = 400_000
+PARTITIONS = 4
+VALUE_BYTES = 1024
+RATE = "4 Gbit/s"
+
+
+def run() -> tuple[Figure, Figure]:
+    """Records per second from the start of reading until the last one is in the target topic."""
+    given = os.environ.get(ADDRESS_VARIABLE)
+    if given:
+        return _run_on(given)
+    with tempfile.TemporaryDirectory(prefix="gapconn-bench-") as directory, make_node(Path(directory, "node")) as node:
+        return _run_on(node.address)
+
+
+def _run_on(address: str) -> tuple[Figure, Figure]:
+    source = _topic(address)
+    _fill(address, source)
+    return _pair(address, source), _plain(address, source)
+
+
+def _pair(address: str, source: str) -> Figure:
+    target = _topic(address)
+    source_section = (
+        f'type = "kafka"\nbootstrap_servers = "{address}"\ntopics = ["{source}"]\ngroup_id = "{uuid.uuid4().hex}"'
+    )
+    sink_section = f'type = "kafka"\nbootstrap_servers = "{address}"\ntopic = "{target}"'
+    with running_pair(source_section, sink_section, rate=RATE) as pair:
+        pair.wait_active()
+        arrived, took = _time_arrival(address, target)
+    return Figure(
+        what="kafka → kafka, records of 1 KiB", value=arrived / took, unit="records/s", lost=RECORDS - arrived
+    )
+
+
+def _plain(address: str, source: str) -> Figure:
+    """What a careful program does in one process: the whole record, idempotent, acks=all."""
+    target = _topic(address)
+    consumer = Consumer({"bootstrap.servers": address, "group.id": uuid.uuid4().hex, "auto.offset.reset": "earliest"})
+    producer = Producer(
+        {"bootstrap.servers": address, "enable.idempotence": True, "linger.ms": 5, "queue.buffering.max.messages": 0}
+    )
+    consumer.subscribe([source])
+    done = 0
+    started: float | None = None
+    while done < RECORDS:
+        records = consumer.consume(2000, 0.5)
+        if records and started is None:
+            started = time.monotonic()
+        for record in records:
+            _, timestamp = record.timestamp()
+            producer.produce(
+                target,
+                record.value(),
+                record.key(),
+                record.partition() or 0,
+                timestamp=timestamp,
+                headers=record.headers(),
+            )
+        producer.poll(0)
+        done += len(records)
+    producer.flush()
+    consumer.close()
+    assert started is not None
+    return Figure(what="plain consume and produce", value=done / (time.monotonic() - started), unit="records/s")
+
+
+def _topic(address: str) -> str:
+    name = f"bench-{uuid.uuid4().hex[:12]}"
+    for created in AdminClient({"bootstrap.servers": address}).create_topics([NewTopic(name, PARTITIONS, 1)]).values():
+        created.result(30)
+    return name
+
+
+def _fill(address: str, topic: str) -> None:
+    producer = Producer({"bootstrap.servers": address, "linger.ms": 50, "queue.buffering.max.messages": 0})
+    value = bytes(VALUE_BYTES)
+    for number in range(RECORDS):
+        producer.produce(topic, value, str(number), number % PARTITIONS, headers=[("number", str(number))])
+        if number % 10_000 == 0:
+            producer.poll(0)
+    producer.flush()
+
+
+def _time_arrival(address: str, topic: str) -> tuple[int, float]:
+    """Records in `topic`, and seconds from the first one seen to the last one; ends when nothing more comes."""
+    watcher = Consumer({"bootstrap.servers": address, "group.id": "none"})
+    started: float | None = None
+    last, changed = 0, time.monotonic()
+    while last < RECORDS and time.monotonic() - changed < 15:
+        count = sum(_end(watcher, topic, partition) for partition in range(PARTITIONS))
+        now = time.monotonic()
+        if count != last:
+            # The first ones were on their way before they were seen: half a look's interval, on average.
+            started = started or changed
+            last, changed = count, now
+        time.sleep(0.02)
+    watcher.close()
+    assert started is not None, "nothing arrived"
+    return last, changed - started
+
+
+def _end(watcher: Any, topic: str, partition: int) -> int:
+    _, end = watcher.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)
+    return int(end)
