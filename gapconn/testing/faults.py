@@ -104,12 +104,17 @@ class GapCounts:
 
 @attrs.define
 class GapSwitch:
-    """Takes the link away and gives it back."""
+    """Takes the link away and gives it back; and the same for the faults of the plan."""
 
     on: bool = True
+    faults: bool = True
+    """While off, datagrams pass as they come; rate, delay and outages stay as planned."""
 
     def toggle(self) -> None:
         self.on = not self.on
+
+    def toggle_faults(self) -> None:
+        self.faults = not self.faults
 
 
 @attrs.define
@@ -223,10 +228,12 @@ class Faults:
         first = self._counts.received
         end = first + count
         self._counts.received = end
-        if self._is_off(now):
-            self._counts.cut += count
+        is_off = self._is_off(now)
+        if is_off or not self._switch.faults:
             self._fated.skip_to(end)
             self._corrupted.skip_to(end)
+        if is_off:
+            self._counts.cut += count
         elif self._fated.next >= end and self._corrupted.next >= end and self._next_release > self._passed + count:
             self._passed += count
             self._put(data, segment_bytes if count > 1 else size, count)

@@ -202,23 +202,34 @@ class _Relay:
 
 
 async def _run(
-    listen: Address, target: Address, plan: FaultPlan, *, is_on: bool, gso: bool, report_interval_s: float | None
+    listen: Address,
+    target: Address,
+    plan: FaultPlan,
+    switch: GapSwitch,
+    *,
+    gso: bool,
+    report_interval_s: float | None,
 ) -> None:
-    counts, switch = GapCounts(), GapSwitch(on=is_on)
+    counts = GapCounts()
 
     async def follow_signals(task_status: trio.TaskStatus[None]) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2) as signals:
             task_status.started()
             async for number in signals:
                 if number == signal.SIGUSR1:
                     switch.toggle()
+                elif number == signal.SIGUSR2:
+                    switch.toggle_faults()
                 else:
                     nursery.cancel_scope.cancel()
+
+    def tell() -> None:
+        _print({**attrs.asdict(counts), "on": switch.on, "faults": switch.faults})
 
     async def report(interval_s: float) -> None:
         while True:
             await trio.sleep(interval_s)
-            _print(attrs.asdict(counts))
+            tell()
 
     async with trio.open_nursery() as nursery:
         await nursery.start(follow_signals)
@@ -228,7 +239,7 @@ async def _run(
         _print({"listening": str(address)})
         if report_interval_s is not None:
             nursery.start_soon(report, report_interval_s)
-    _print(attrs.asdict(counts))
+    tell()
 
 
 def _print(facts: dict[str, Any]) -> None:
@@ -285,6 +296,7 @@ _SECONDS: Final = _parsed(units.parse_seconds)
 )
 @click.option("--seed", type=int, default=0, help="The same seed hits the same datagrams.")
 @click.option("--off", is_flag=True, help="Begin with the link off.")
+@click.option("--calm", is_flag=True, help="Begin with the faults off.")
 @click.option("--gso/--no-gso", default=True, help="Several datagrams per system call where the kernel can.")
 @click.option("--report", metavar="DURATION", callback=_SECONDS, default=None, help="Print the counts so often.")
 def main(
@@ -304,13 +316,14 @@ def main(
     outage: tuple[Outage, ...],
     seed: int,
     off: bool,
+    calm: bool,
     gso: bool,
     report: float | None,
 ) -> None:
     """Carry UDP datagrams from LISTEN to TARGET, one way, with faults.
 
     Prints a line of JSON when it listens, and one with what it did when SIGTERM or SIGINT ends it. SIGUSR1 switches the
-    link off and on again.
+    link off and on again, SIGUSR2 the faults.
     """
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is for the lines of JSON
     try:
@@ -330,8 +343,9 @@ def main(
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    switch = GapSwitch(on=not off, faults=not calm)
     try:
-        trio.run(lambda: _run(listen, target, plan, is_on=not off, gso=gso, report_interval_s=report))
+        trio.run(lambda: _run(listen, target, plan, switch, gso=gso, report_interval_s=report))
     except* LinkError as group:
         raise click.ClickException(str(group.exceptions[0])) from group
 

@@ -269,6 +269,20 @@ def test_the_switch_cuts() -> None:
     assert gap.counts == GapCounts(received=30, forwarded=20, cut=10)
 
 
+def test_without_its_faults_the_gap_passes_everything_and_consumes_the_fates() -> None:
+    plan = FaultPlan(drop=0.2, duplicate=0.2, corrupt=0.2, seed=4)
+    gap, always_on = Gap(plan), Gap(plan)
+    sent = _numbered(300)
+    for start, is_calm in ((0, False), (100, True), (200, False)):
+        gap.switch.faults = not is_calm
+        part = sent[start : start + 100]
+        expected = always_on.pass_through(part)
+        assert gap.pass_through(part, 10) == (part if is_calm else expected)
+    gap.switch.toggle_faults()
+    assert gap.pass_through(sent) == sent
+    _assert_accounted_for(gap.counts)
+
+
 def test_delay_and_jitter_keep_the_order() -> None:
     gap = Gap(FaultPlan(delay_s=0.1, jitter_s=0.05))
     sent = _numbered(100)

@@ -286,3 +286,27 @@ def test_a_wrong_command_line_is_explained() -> None:
             output, errors = running.communicate(timeout=20)
         assert (running.returncode, output) == (code, "")
         assert reason in errors
+
+
+async def test_a_process_begins_calm_and_gets_its_faults_by_a_signal() -> None:
+    with udp_socket() as sock, udp_socket() as sender:
+        target = Target(sock)
+        with process("127.0.0.1:0", str(target.address), "--drop", "1", "--calm", "--report", "10ms") as running:
+            assert running.stdout is not None
+            lines = map(json.loads, running.stdout)
+
+            def wait_for_faults() -> None:
+                while not next(lines)["faults"]:
+                    pass
+
+            with trio.fail_after(20):
+                listening = (await trio.to_thread.run_sync(lambda: next(lines)))["listening"]
+                sender.connect(("127.0.0.1", int(listening.rpartition(":")[2])))
+                sender.send(b"passes")
+                assert await target.wait_for(1) == [b"passes"]
+                running.send_signal(signal.SIGUSR2)
+                await trio.to_thread.run_sync(wait_for_faults)
+                sender.send(b"lost")
+                running.send_signal(signal.SIGTERM)
+                *_, counts = await trio.to_thread.run_sync(lambda: list(lines))
+    assert (counts["received"], counts["forwarded"], counts["dropped"]) == (2, 1, 1)
