@@ -132,9 +132,9 @@ class EventLog:
                 lost.count += event.last - event.first + 1
                 lost.add(event.first, event.last)
             case RecordsLost():
-                self._gather(
-                    "warning", "records_lost", epoch=event.epoch, cause=event.cause.name.lower()
-                ).count += event.count
+                lost = self._gather("warning", "records_lost", epoch=event.epoch, cause=event.cause.name.lower())
+                lost.count += event.count
+                lost.add(event.first, event.first + event.count - 1)
             case RecordsMissing():
                 # How many there were is told by records_lost: not every position between need have held a record.
                 self._gather("warning", "records_missing", stream=event.stream, partition=event.partition).add(

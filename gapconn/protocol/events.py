@@ -117,6 +117,8 @@ class RecordsLost:
     """So many records were in messages that were lost (GC-DLV-13)."""
 
     epoch: int
+    first: int
+    """Number of the first one: records that were sent in the session before it."""
     count: int
     cause: LossCause
     """Of the messages directly before; a range may mix causes."""

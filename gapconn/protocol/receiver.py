@@ -420,10 +420,10 @@ class LinkReceiver:
     def _account_records(self, sent: int) -> None:
         """So many records were sent up to here; those that were not seen are lost (GC-DLV-13)."""
         if sent > self._next_record:
-            lost = sent - self._next_record
+            first, lost = self._next_record, sent - self._next_record
             self._next_record = sent
             self.counters.records_lost += lost
-            self._events.append(RecordsLost(epoch=self._session_epoch, count=lost, cause=self._loss_cause))
+            self._events.append(RecordsLost(epoch=self._session_epoch, first=first, count=lost, cause=self._loss_cause))
         self._loss_cause = LossCause.GAP
 
     def _drop(self, reason: DropReason, count: int = 1) -> None:
