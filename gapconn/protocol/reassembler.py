@@ -28,6 +28,16 @@ class Settled:
     cause: LossCause | None = None
 
 
+def _symbols(header: Header) -> int:
+    """Source symbols of the message."""
+    return -(-header.message_bytes // header.symbol_bytes)
+
+
+def _held_bytes(header: Header) -> int:
+    """Memory for the message: its symbols, and one byte each to tell which are present."""
+    return _symbols(header) * (header.symbol_bytes + 1)
+
+
 class _Partial:
     """A message of which symbols have arrived."""
 
@@ -36,10 +46,9 @@ class _Partial:
     def __init__(self, header: Header) -> None:
         self.message_bytes = header.message_bytes
         self.symbol_bytes = header.symbol_bytes
-        count = -(-header.message_bytes // header.symbol_bytes)
         # Not zeroed: nothing of it is seen before every byte was written.
-        self.symbols: NDArray[np.uint8] = np.empty((count, header.symbol_bytes), np.uint8)
-        self.held_bytes = count * (header.symbol_bytes + 1)
+        self.symbols: NDArray[np.uint8] = np.empty((_symbols(header), header.symbol_bytes), np.uint8)
+        self.held_bytes = _held_bytes(header)
         self.arrived = 0
         self.prefix = 0
         """So many symbols from the first on are present; the rest is told by `present` once it is needed."""
@@ -113,7 +122,7 @@ class Reassembler:
         """
         number = header.message
         count = len(payloads)
-        if number >= self.next_message and header.message_bytes > self._message_bytes_max:
+        if header.message_bytes > self._message_bytes_max or _held_bytes(header) > self._bytes_max:
             self.learn(number + 1, now_s)
             return count, DropReason.OVER_LIMIT
         self.learn(number, now_s)
