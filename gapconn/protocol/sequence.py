@@ -56,7 +56,8 @@ class SequenceWindow:
         return self._take_slowly(first, count, last)
 
     def _confirmed(self, first: int) -> bool:
-        return self._candidate is not None and abs(first - self._candidate) <= SEQUENCE_WINDOW
+        # The same number again proves nothing: it may be a copy of the one datagram that nobody believes.
+        return self._candidate is not None and 0 < abs(first - self._candidate) <= SEQUENCE_WINDOW
 
     def _take_slowly(self, first: int, count: int, last: int) -> list[tuple[int, int, DropReason | None]]:
         self._candidate = None
