@@ -12,11 +12,16 @@ StreamPartition = tuple[str, int]
 
 NO_POSITION = -1
 
+_SUMMARY_BYTES = 65_536
+"""Positions in one summary: small, so that little is lost with it."""
+_ARRAY_BYTES_MAX = 5
+"""MessagePack's head of an array or a string of any length."""
+_RUN_BYTES_MAX = 1 + _ARRAY_BYTES_MAX + 5 * 9
+"""A run in MessagePack, without the name of its stream: an array of a string and five integers."""
+
 
 class SentPositions:
     """Sending half: the last position sent per stream partition, since the last summary (GC-DLV-17)."""
-
-    RUNS_PER_SUMMARY = 1_000
 
     def __init__(self) -> None:
         self._unsummarised: dict[StreamPartition, int] = {}
@@ -34,11 +39,26 @@ class SentPositions:
         """Whether as many are noted as may be: a summary is due."""
         return len(self._unsummarised) >= POSITIONS_TRACKED_MAX
 
-    def take_summary(self) -> list[list[Run]]:
-        """What `positions` messages are to say now, a list of runs for each message; then forget it."""
-        runs = [Run(s, p, last, last, last, 0) for (s, p), last in self._unsummarised.items()]
+    def take_summary(self, bytes_max: int) -> list[list[Run]]:
+        """What `positions` messages are to say now; then forget it.
+
+        Args:
+            bytes_max: What the encoded positions of one message may take; a hundred KB or so are enough for any.
+
+        Returns:
+            A list of runs for each message.
+        """
+        messages: list[list[Run]] = []
+        room = 0
+        for (stream, partition), last in self._unsummarised.items():
+            size = len(stream.encode()) + _RUN_BYTES_MAX
+            if size > room:
+                messages.append([])
+                room = min(bytes_max, _SUMMARY_BYTES) - _ARRAY_BYTES_MAX
+            messages[-1].append(Run(stream, partition, last, last, last, 0))
+            room -= size
         self._unsummarised.clear()
-        return [runs[i : i + self.RUNS_PER_SUMMARY] for i in range(0, len(runs), self.RUNS_PER_SUMMARY)]
+        return messages
 
 
 class DeliveredPositions:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import attrs
 
 from gapconn.errors import LocalProtocolError
-from gapconn.protocol.envelope import Run, begin_message, end_message
+from gapconn.protocol.envelope import MESSAGE_OVERHEAD_BYTES, Run, begin_message, end_message
 from gapconn.protocol.fragmenter import Fragmenter, cut_of
 from gapconn.protocol.positions import SentPositions
 from gapconn.protocol.registry import (
+    ANNOUNCEMENT_BYTES,
     MESSAGE_BYTES_MAX,
     SHUTDOWN_COPIES,
     STARTUP_COPIES,
@@ -44,13 +46,15 @@ class SenderSettings:
             raise LocalProtocolError(f"epoch {self.epoch} is not above the previous one, {self.previous_epoch}")
         if not 0 < self.heartbeat_interval_s <= self.interruption_timeout_s:
             raise LocalProtocolError("the interruption timeout is shorter than the heartbeat interval")
-        if self.datagram_bytes_max <= OVERHEAD_BYTES + 64 or self.message_bytes_max > MESSAGE_BYTES_MAX:
-            raise LocalProtocolError("the MTU is too small, or the message limit too large")
+        if self.datagram_bytes_max <= OVERHEAD_BYTES + ANNOUNCEMENT_BYTES or self.mtu_bytes > 65_535:
+            raise LocalProtocolError(f"an MTU of {self.mtu_bytes} bytes cannot be used or announced")
+        if self.message_bytes_max > MESSAGE_BYTES_MAX:
+            raise LocalProtocolError(f"a message limit of {self.message_bytes_max} bytes is too large")
 
     @property
     def datagram_bytes_max(self) -> int:
         """UDP payload that fits the MTU (GC-WIRE-6)."""
-        return min(self.mtu_bytes - self.ip_header_bytes, 65_535 - self.ip_header_bytes)
+        return self.mtu_bytes - self.ip_header_bytes
 
     @property
     def symbol_bytes_max(self) -> int:
@@ -88,7 +92,8 @@ class LinkSender:
         self._record_count = 0
         self._next_heartbeat_s: float | None = None
         self._announced_at_s: float | None = None
-        self._last_message_s = 0.0
+        self._last_message_s = -math.inf
+        self._now_s = -math.inf
 
     @property
     def state(self) -> SenderState:
@@ -97,6 +102,7 @@ class LinkSender:
 
     def start(self, now_s: float) -> list[Burst]:
         """Begin the session: the StartUp datagrams (GC-SESS-2, GC-SESS-3)."""
+        now_s = self._clock(now_s)
         known = self.settings.previous_epoch > 0
         self._step(SenderInput.START_AS_SUCCESSOR if known else SenderInput.START_UNKNOWN)
         self._next_heartbeat_s = now_s + self.settings.heartbeat_interval_s
@@ -113,6 +119,7 @@ class LinkSender:
 
     def handle_timeout(self, now_s: float) -> list[Burst]:
         """What is due at `now_s`: StartUp, HeartBeat (GC-TIME-1)."""
+        now_s = self._clock(now_s)
         due: list[Burst] = []
         if self._machine.state is SenderState.CLOSED:
             return due
@@ -150,7 +157,7 @@ class LinkSender:
                 than the limit; then no number was used (GC-DLV-3).
         """
         number = self._compose(MessageKind.BATCH, runs, record_count, write_body)
-        self._last_message_s = now_s
+        self._last_message_s = self._clock(now_s)
         self._positions.sent(runs)
         return number
 
@@ -184,6 +191,11 @@ class LinkSender:
         if self._step(SenderInput.STOP) is SenderEffect.SEND_SHUTDOWN:
             last += self._control(DatagramType.SHUTDOWN, SHUTDOWN_COPIES)
         return last
+
+    def _clock(self, now_s: float) -> float:
+        """Time never runs backwards here (GC-TIME-4)."""
+        self._now_s = max(self._now_s, now_s)
+        return self._now_s
 
     def _step(self, what: SenderInput) -> SenderEffect:
         state = self._machine.state
@@ -229,7 +241,7 @@ class LinkSender:
     def _summaries(self) -> list[Burst]:
         """`positions` messages for what was sent since the last ones, in slabs of their own."""
         bursts = []
-        for runs in self._positions.take_summary():
+        for runs in self._positions.take_summary(self.settings.message_bytes_max - MESSAGE_OVERHEAD_BYTES):
             self._compose(MessageKind.POSITIONS, runs, 0, lambda buffer, offset: None)
             while (burst := self.next_burst(Slab())) is not None:
                 bursts.append(burst)
