@@ -1,0 +1,128 @@
+"""What is in `messages.json` and `cuts.json`: whole and damaged messages, and how messages are cut."""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+from xxhash import xxh3_64_digest
+
+from gapconn.protocol.envelope import Run
+from gapconn.protocol.registry import MessageKind
+from tests.protocol.frames import message_of
+from tests.spec.vectors import CutOfMessage, Cuts, DamagedMessage, Messages, WholeMessage
+
+TOP_63, TOP_64 = 2**63 - 1, 2**64 - 1
+
+
+def messages() -> Messages:
+    """messages.json."""
+    return Messages(
+        whole=_whole(), damaged=[DamagedMessage(name, message.hex()) for name, message in _damaged().items()]
+    )
+
+
+def cuts() -> Cuts:
+    """cuts.json: the formulas of delivery.md, worked out."""
+    found = []
+    for symbol_bytes_max in (64, 472, 1_416, 8_916, 65_451):
+        edges = {n * symbol_bytes_max + d for n in (1, 2, 3, 255, 256, 1_000) for d in (-1, 0, 1)}
+        for length in sorted({33, 34, 100, 65_536, 1_000_000, 16 << 20, *edges}):
+            at_least = -(-length // symbol_bytes_max)
+            symbol_bytes = -(-length // at_least)
+            found.append(CutOfMessage(length, symbol_bytes_max, symbol_bytes, -(-length // symbol_bytes)))
+    return Cuts(found)
+
+
+def _whole() -> list[WholeMessage]:
+    chain = Run("orders", 0, 9, 10, 14, 5)
+    holes = Run("orders", 3, -1, 2**40, TOP_63, 2)
+    told = [Run("orders", 0, 14, 14, 14, 0), Run("größer", 7, 0, 0, 0, 0)]
+    extreme = [Run("s", 2**31 - 1, TOP_63 - 1, TOP_63, TOP_63, 1)]
+    return [
+        _batch("empty", b"", [], record_count=0),
+        _batch("a body and no positions", b"a body", [], first_record=30),
+        _batch("positions of two stream partitions", bytes(range(64)), [chain, holes], first_record=9, record_count=7),
+        _batch("a stream without a name, and its first record", b"x", [Run("", 0, -1, 0, 0, 1)]),
+        _batch("largest numbers", b"x", extreme, first_record=TOP_64, record_count=2**32 - 1),
+        _positions("positions only", told),
+        _positions("positions only, and none", []),
+    ]
+
+
+def _batch(name: str, body: bytes, runs: list[Run], *, first_record: int = 0, record_count: int = 1) -> WholeMessage:
+    message = message_of(body, runs=runs, first_record=first_record, record_count=record_count)
+    return WholeMessage(name, message.hex(), "batch", first_record, record_count, _fields(runs), body.hex())
+
+
+def _positions(name: str, runs: list[Run]) -> WholeMessage:
+    message = message_of(runs=runs, first_record=37, record_count=0, kind=MessageKind.POSITIONS)
+    return WholeMessage(name, message.hex(), "positions", 37, 0, _fields(runs), "")
+
+
+def _fields(runs: list[Run]) -> list[tuple[str, int, int, int, int, int]]:
+    return [(r.stream, r.partition, r.previous, r.first, r.last, r.count) for r in runs]
+
+
+def _damaged() -> dict[str, bytes]:
+    good = message_of(b"a body", runs=[Run("s", 0, 3, 4, 6, 3)], record_count=3)
+    positions = good[24:-14]
+    return {
+        "a flipped bit in the body": _flipped(good, len(good) - 10),
+        "a flipped bit in the check": _flipped(good, len(good) - 1),
+        "a flipped bit in the first record": _flipped(good, 10),
+        "kind 0": _raw(kind=0),
+        "kind 3": _raw(kind=3),
+        "reserved field 1, first byte": _raw(zeros=1 << 16),
+        "reserved field 1, last byte": _raw(zeros=1),
+        "reserved field 2": _raw(rest=1),
+        "positions longer than the message": _raw(positions, positions_bytes=len(positions) + 100),
+        "positions longer than any message": _raw(positions, positions_bytes=2**32 - 1),
+        "positions of no bytes": _raw(b""),
+        "positions cut short": _raw(positions[:-1]),
+        "positions with a byte too many": _raw(positions + b"\xc0"),
+        "positions that are not MessagePack": _raw(b"\xc1"),
+        "positions that are a map": _raw(b"\x80"),
+        "positions that claim 2^32 - 1 runs": _raw(b"\xdd\xff\xff\xff\xff"),
+        "positions nested ten thousand deep": _raw(b"\x91" * 10_000),
+        "a run of five fields": _run("s", 0, 3, 4, 6),
+        "a run of seven fields": _run("s", 0, 3, 4, 6, 3, 0),
+        "a stream that is not text": _run(5, 0, 3, 4, 6, 3),
+        "a stream that is not UTF-8": _raw(b"\x91\x96\xa1\xff\x00\x03\x04\x06\x03"),
+        "a position that is not a whole number": _run("s", 0, 3, 4.5, 6, 3),
+        "a previous position of -2": _run("s", 0, -2, 4, 6, 3),
+        "a negative position": _run("s", 0, -1, -1, 6, 3),
+        "a run that ends before it begins": _run("s", 0, 3, 6, 4, 1),
+        "a run that begins at the position before it": _run("s", 0, 4, 4, 6, 3),
+        "a run of no records": _run("s", 0, 3, 4, 6, 0),
+        "a run of more records than positions": _run("s", 0, 3, 4, 6, 4),
+        "positions only, with records in a run": _run("s", 0, 6, 6, 6, 1, kind=2, record_count=0, body=b""),
+        "positions only, first and last differ": _run("s", 0, 5, 5, 6, 0, kind=2, record_count=0, body=b""),
+        "positions only, previous and first differ": _run("s", 0, 5, 6, 6, 0, kind=2, record_count=0, body=b""),
+        "positions only, with a body": _run("s", 0, 6, 6, 6, 0, kind=2, record_count=0),
+        "positions only, with a record count": _run("s", 0, 6, 6, 6, 0, kind=2, body=b""),
+    }
+
+
+def _run(*fields: object, kind: int = 1, record_count: int = 3, body: bytes = b"a body") -> bytes:
+    return _raw(msgspec.msgpack.encode([fields]), kind=kind, record_count=record_count, body=body)
+
+
+def _raw(
+    positions: bytes = b"\x90",
+    *,
+    kind: int = 1,
+    zeros: int = 0,
+    positions_bytes: int | None = None,
+    record_count: int = 3,
+    rest: int = 0,
+    body: bytes = b"a body",
+) -> bytes:
+    """A message with a check that fits, whatever is in it."""
+    length = len(positions) if positions_bytes is None else positions_bytes
+    covered = struct.pack(">IIQII", kind << 24 | zeros, length, 0, record_count, rest) + positions + body
+    return covered + xxh3_64_digest(covered)
+
+
+def _flipped(message: bytes, offset: int) -> bytes:
+    return message[:offset] + bytes([message[offset] ^ 1]) + message[offset + 1 :]
