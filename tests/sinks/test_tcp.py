@@ -433,10 +433,12 @@ async def test_answers_are_read_and_thrown_away() -> None:
     assert context.counters["answer_bytes_discarded"] == 10 << 20
 
 
-async def test_a_target_that_never_closes_is_left_after_a_while() -> None:
-    async with target_at(hold_open=True) as target, running(target.port, close_timeout_s=0.05) as (feed, context):
-        feed.put(opening(), data(0, b"hello"), end(5))
-        assert await target.ended(1) == [(b"hello", "end")]
+async def test_a_target_that_never_closes_is_left_after_a_while_but_not_reset() -> None:
+    async with target_at(hold_open=True) as target:
+        async with running(target.port, close_timeout_s=0.05) as (feed, context):
+            feed.put(opening(), data(0, b"hello"), end(5))
+            assert await target.ended(1) == [(b"hello", "end")]
+        assert await target.connections[0].connection.receive_some() == b""
 
     assert context.counters["close_timeouts"] == 1
     assert feed.losses == []

@@ -148,6 +148,37 @@ async def test_the_roster_lists_the_open_streams_and_their_lengths() -> None:
         await outlet.wait_until(lambda batches: rosters(batches)[-1] == (0, {}))
 
 
+async def test_no_open_or_end_overtakes_a_roster() -> None:
+    @attrs.define(kw_only=True)
+    class HeldRosterOutlet(RecordingOutlet):
+        hold: bool = False
+        held: trio.Event = attrs.field(factory=trio.Event)
+        gate: trio.Event = attrs.field(factory=trio.Event)
+
+        async def send(self, batch: Batch, on_sent: Callable[[], None] | None = None) -> None:
+            if self.hold and rosters([batch]):
+                self.held.set()
+                await self.gate.wait()
+            await super().send(batch, on_sent)
+
+    outlet = HeldRosterOutlet()
+    async with running(outlet) as source:
+        first = await source.client()
+        await outlet.wait_until(count(ChunkKind.OPEN, 1))
+        outlet.hold = True
+        await outlet.held.wait()
+        await first.send_eof()
+        second = await source.client()
+        await wait_all_tasks_blocked()
+        assert chunks(outlet.batches, ChunkKind.END) == []
+        assert len(chunks(outlet.batches, ChunkKind.OPEN)) == 1
+        outlet.gate.set()
+        await outlet.wait_until(count(ChunkKind.END, 1))
+        await outlet.wait_until(count(ChunkKind.OPEN, 2))
+        await first.aclose()
+        await second.aclose()
+
+
 async def test_a_client_sees_its_end_when_the_kernel_has_taken_everything() -> None:
     @attrs.define(kw_only=True)
     class SlowOutlet(RecordingOutlet):
