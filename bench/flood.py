@@ -1,6 +1,6 @@
 """Millions of hostile datagrams at a running egress that serves a good ingress: `python -m bench.flood`.
 
-Random bytes, truncated ones, valid ones with a flipped bit, valid ones of other links and sessions, and valid checks over
+Random bytes, truncated ones, valid ones with a flipped bit, valid ones of other links and sessions, valid checks over
 absurd fields. Shows that it still serves, that memory stays flat, and under which reason each datagram was counted.
 """
 
