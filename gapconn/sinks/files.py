@@ -145,6 +145,9 @@ class FilesSink:
                 inlet.lost(stream=stream, first=first, last=last, reason=note.event)
             self._log.warning(note.event, **note.facts)
         writer.notes.clear()
+        for path, size_bytes in writer.placed:
+            self._context.log.debug("file_received", path=path, size_bytes=size_bytes)
+        writer.placed.clear()
         self._context.status.update(files=writer.files, bytes=writer.bytes, receiving=writer.receiving)
 
 
@@ -198,6 +201,8 @@ class _Writer:
 
     def __init__(self, config: FilesSinkConfig, link_id: int) -> None:
         self.notes: list[_Note] = []
+        self.placed: list[tuple[str, int]] = []
+        """Path and size of the files that got their names."""
         self.files = 0
         self.bytes = 0
         self._config = config
@@ -427,6 +432,7 @@ class _Writer:
         if placed:
             self.files += 1
             self.bytes += current.position
+            self.placed.append((printable(current.path), current.position))
         else:
             self._note("existing_file_kept", "existing_files_kept", path=printable(current.path))
 

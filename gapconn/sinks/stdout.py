@@ -39,7 +39,8 @@ class StdoutConfig:
 class StdoutSink:
     """Writes values with a newline each, and the bytes of streams in the order of their arrival.
 
-    A null value is counted and writes nothing: an empty line would be an empty value.
+    Missing bytes are reported with the reason `hole`, or `end_missing` and `ingress_restarted` where it is not known
+    how many there were. A null value is counted and writes nothing: an empty line would be an empty value.
     """
 
     Config: ClassVar[type[Any]] = StdoutConfig
@@ -83,7 +84,7 @@ class StdoutSink:
         self._epoch = epoch
         while self._open:
             stream, position = self._open.popitem()
-            self._hole(inlet, stream, position, position, "the end is missing: the ingress was restarted")
+            self._hole(inlet, stream, position, position, "ingress_restarted")
 
     def _take(self, chunk: Chunk, pieces: list[bytes | memoryview], inlet: Inlet) -> None:
         stream, kind = chunk.stream, chunk.kind
@@ -97,7 +98,7 @@ class StdoutSink:
         if kind in (ChunkKind.END, ChunkKind.ABORT):
             del self._open[stream]
         if chunk.position > expected:
-            self._hole(inlet, stream, expected, chunk.position - 1, "lost on the link")
+            self._hole(inlet, stream, expected, chunk.position - 1, "hole")
         if chunk.data:
             pieces.append(chunk.data)
         if kind == ChunkKind.ABORT:
@@ -112,15 +113,15 @@ class StdoutSink:
         if len(self._open) > _OPEN_STREAMS_MAX:
             oldest = next(iter(self._open))
             position = self._open.pop(oldest)
-            self._hole(inlet, oldest, position, position, "the end is missing")
+            self._hole(inlet, oldest, position, position, "end_missing")
 
     def _hole(self, inlet: Inlet, stream: str, first: int, last: int, reason: str) -> None:
         self._context.counters["holes"] += 1
         inlet.lost(stream=stream, first=first, last=last, reason=reason)
         if self._config.on_hole == "stop":
             raise SinkError(
-                f"stream {stream!r}: bytes {first} to {last} are missing ({reason}), so standard output ends here; "
-                'with on_hole = "continue" it would go on behind them'
+                f"stream {stream!r}: bytes {first} to {last} are missing ({reason.replace('_', ' ')}), "
+                'so standard output ends here; with on_hole = "continue" it would go on behind them'
             )
 
 

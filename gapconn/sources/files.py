@@ -145,10 +145,11 @@ class FilesSource:
             backoff.succeeded()
             scan_s = trio.current_time() - started
             self._tell(found)
-            if found.ready and not self._stuck:
+            sending = bool(found.ready) and not self._stuck
+            if sending:
                 await self._send_files(found.ready, packer)
                 self._idle_due = trio.current_time() + _IDLE_FIRST_S
-            if not (found.more and found.ready):
+            if not (found.more and sending):
                 # A directory that takes long to look through is not looked through all the time.
                 await self._pause(outlet, max(self._config.poll_interval, scan_s))
 
@@ -198,6 +199,7 @@ class FilesSource:
             packer.finish(file)
             context.status["files"] += 1
             context.status["bytes"] += file.version.size_bytes
+            context.log.debug("file_sent", path=path, size_bytes=file.version.size_bytes, stream=item.stream)
         elif item.error is None:
             context.counters["changed_while_read"] += 1
             self._log.warning("file_changed_while_read", path=path, hint="a longer `settle` avoids this")

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import stat
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 import structlog
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gapconn.errors import SinkError
 from gapconn.plugins import Context
@@ -450,3 +453,29 @@ async def test_a_cancelled_sink_leaves_no_temporary_file(tmp_path: Path) -> None
             nursery.cancel_scope.cancel()
     assert tree(tmp_path) == {}
     assert [reason for *_, reason in pipe.losses] == ["egress_stopped"]
+
+
+CONTENT = b"abcdef"
+CHUNKS = st.one_of(
+    st.builds(lambda n: opened(n, f"f{n}", size_bytes=len(CONTENT)), st.integers(0, 5)),
+    st.builds(lambda n, at, to: data(n, at, CONTENT[at:to]), st.integers(0, 5), st.integers(0, 6), st.integers(0, 6)),
+    st.builds(lambda n, at: ended(n, at, CONTENT), st.integers(0, 5), st.sampled_from([0, 3, 6])),
+    st.builds(aborted, st.integers(0, 5), st.integers(0, 6)),
+    st.builds(alive, st.integers(0, 6)),
+)
+WHOLE = st.builds(lambda n: whole(n, f"f{n}", CONTENT), st.integers(0, 5))
+
+
+@given(st.lists(st.one_of(WHOLE, st.lists(CHUNKS, max_size=3)), max_size=8))
+@settings(max_examples=100, deadline=None)
+def test_whatever_comes_only_whole_files_get_names(script: list[list[Chunk]]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        inlet = ScriptedInlet(script=[Batch(parts=[*chunks]) for chunks in script])
+        config = FilesSinkConfig(directory=name, fsync=False)
+        trio.run(FilesSink(config, make_context()).run, inlet)
+        placed = tree(Path(name))
+        assert set(placed.values()) <= {CONTENT}
+        assert not os.listdir(Path(name) / ".incoming")
+    assert inlet.accepted == list(range(len(script)))
+    sent_whole = {i for i in range(6) if whole(i, f"f{i}", CONTENT) in script}
+    assert {f"f{i}" for i in sent_whole} <= set(placed)
