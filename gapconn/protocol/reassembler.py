@@ -191,10 +191,9 @@ class Reassembler:
             self.held_bytes + partial.held_bytes > self._bytes_max or len(self._held) >= MESSAGES_HELD_MAX
         ):
             # The oldest missing message makes room (GC-DLV-9), and what waits behind it is delivered.
-            oldest = min(self._order[0], number)
-            self.settle_below(oldest if oldest > self.next_message else oldest + 1, LossCause.OVERFLOW)
-        if number < self.next_message:
-            return None
+            self.settle_below(max(self.next_message + 1, min(self._order[0], number)), LossCause.OVERFLOW)
+            if number < self.next_message:
+                return None  # it was the oldest itself
         self._held[number] = partial
         heapq.heappush(self._order, number)
         self.held_bytes += partial.held_bytes
