@@ -118,6 +118,7 @@ class LinkReceiver:
         self._reassembler = self._new_reassembler(0)
         self._next_record = 0
         self._loss_cause = LossCause.GAP
+        """Of the messages lost last."""
         self._ended = False
         self._foreign_reported_s: float | None = None
 
@@ -369,7 +370,7 @@ class LinkReceiver:
 
     def _account_announced_records(self) -> None:
         said = self.announcement
-        if said is not None and said.messages_sent == self._reassembler.next_message:
+        if said is not None and said.messages_sent <= self._reassembler.next_message:
             self._account_records(said.records_sent)
 
     def _take_follower_events(self) -> list[Event]:
@@ -424,7 +425,6 @@ class LinkReceiver:
             self._next_record = sent
             self.counters.records_lost += lost
             self._events.append(RecordsLost(epoch=self._session_epoch, first=first, count=lost, cause=self._loss_cause))
-        self._loss_cause = LossCause.GAP
 
     def _drop(self, reason: DropReason, count: int = 1) -> None:
         self.counters.dropped[reason] += count
