@@ -35,7 +35,7 @@ from gapconn.sinks import Delivery, Inlet
 from gapconn.units import Bytes
 
 ANY_PARTITION: Final = -1
-REQUEST_TIMEOUT_S: Final = 5.0
+REQUEST_TIMEOUT_S: Final = 1.0
 PROBE_INTERVAL_S: Final = 1.0
 CLOSE_TIMEOUT_S: Final = 3.0
 RECORD_OVERHEAD_BYTES: Final = 256
@@ -139,8 +139,10 @@ class _Run:
     """Records acknowledged or given up."""
     failure: KafkaError | None = None
     """The first failure that this producer reported; what it reports later does not count."""
+    rejected: bool = False
+    """A request with some of these records was rejected."""
     one_by_one: bool = False
-    """A request with some of these records was rejected: the next producer gets one at a time."""
+    """This producer gets one record at a time."""
     in_order: bool = False
     """Those that are done are the first ones: one partition reports in order, several do not."""
 
@@ -163,6 +165,7 @@ class _Run:
         self.failure = None
         if not self.in_order and not self.settled:
             self.done = 0  # It is not known which ones: some will be there twice.
+        self.one_by_one = self.rejected
         self.in_order |= self.one_by_one
 
 
@@ -192,6 +195,8 @@ class KafkaSink:
         self._bytes_held = AsyncValue(0)
         self._inlet_ended = False
         self._refusal: SinkError | None = None
+        self._progress = 0
+        """Deliveries accepted and records given up."""
         # Of the current producer:
         self._to_produce = AsyncValue(0)
         """How many of the newest flights it was not given yet."""
@@ -207,8 +212,13 @@ class KafkaSink:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._take, inlet)
             while not self._finished:
-                held = len(self._flights)
-                await self._produce_until_failure(inlet)
+                progress = self._progress
+                try:
+                    await self._produce_until_failure(inlet)
+                except SinkError as error:
+                    self._refusal = error
+                    nursery.cancel_scope.cancel()
+                    break
                 if self._failure is None:
                     continue
                 self._counters["producer_failed"] += 1
@@ -217,7 +227,7 @@ class KafkaSink:
                     error=self._failure.str(),
                     effect="a new one sends again what was not acknowledged",
                 )
-                if len(self._flights) < held:
+                if self._progress > progress:
                     backoff.succeeded()
                 await trio.sleep(backoff.failed())
         if self._refusal is not None:
@@ -291,6 +301,9 @@ class KafkaSink:
         finally:
             with trio.CancelScope(deadline=trio.current_time() + CLOSE_TIMEOUT_S, shield=True):
                 await trio.to_thread.run_sync(self._close, producer, abandon_on_cancel=True)
+            for flight in self._flights:
+                for run in flight.runs:
+                    self._give_up_if_rejected(run, inlet)
             self._accept_settled()
 
     async def _serve(self, producer: Producer, scope: trio.CancelScope) -> None:
@@ -305,6 +318,7 @@ class KafkaSink:
         while len(self._flights) > self._to_produce.value and all(run.settled for run in self._flights[0].runs):
             flight = self._flights.popleft()
             self._bytes_held.value -= flight.size_bytes
+            self._progress += 1
             flight.delivery.accept()
             self._watch.answered()
 
@@ -323,14 +337,18 @@ class KafkaSink:
             done = run.done
             await trio.to_thread.run_sync(self._produce_run, producer, run, 1)
             await self._until(lambda: run.done > done or run.failure is not None)  # noqa: B023 - awaited right here
-            if run.failure is not None and run.failure.code() in _REJECTED:
-                position = run.records.positions[done]
-                self._counters["record_rejected"] += 1
-                self._log.error("record_rejected", topic=run.topic, offset=position, error=run.failure.str())
-                stream = f"{run.records.stream}/{run.records.partition}"
-                inlet.lost(stream=stream, first=position, last=position, reason=f"rejected: {run.failure.str()}")
-                run.done += 1
-                run.failure = None
+            self._give_up_if_rejected(run, inlet)
+
+    def _give_up_if_rejected(self, run: _Run, inlet: Inlet) -> None:
+        """Count and report a record that was rejected although it was sent alone."""
+        if run.one_by_one and run.failure is not None and run.failure.code() in _REJECTED:
+            position, stream = run.records.positions[run.done], f"{run.records.stream}/{run.records.partition}"
+            self._counters["record_rejected"] += 1
+            self._log.error("record_rejected", stream=stream, position=position, error=run.failure.str())
+            inlet.lost(stream=stream, first=position, last=position, reason=f"rejected: {run.failure.str()}")
+            run.done += 1
+            run.failure = None
+            self._progress += 1
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         """Wait for what reports bring about."""
@@ -371,7 +389,7 @@ class KafkaSink:
             "queue.buffering.max.messages": 10_000_000,
             "queue.buffering.max.kbytes": 2_097_151,
         }
-        if any(run.one_by_one for flight in self._flights for run in flight.runs):
+        if any(run.one_by_one for flight in self._flights for run in flight.runs):  # It would wait for each.
             defaults["linger.ms"] = 0
         fixed: dict[str, Any] = {
             "bootstrap.servers": config.bootstrap_servers,
@@ -425,7 +443,7 @@ class KafkaSink:
             return
         if error.code() in _REJECTED:
             self._counters["request_rejected"] += 1
-            run.one_by_one = True
+            run.rejected = True
         self._failure = error
 
     def _count_partitions(self, producer: Producer, topic: str) -> int | None:

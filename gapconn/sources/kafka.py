@@ -317,34 +317,27 @@ class _Session:
 
     def _read(self) -> list[_Hand]:
         """What is there, as batches; waits a moment when there is nothing."""
-        try:
-            self._commit_now_and_then()
-            self._begin_again_where_needed()
-            count = min(50_000, max(16, int(BATCHES_PER_READ * self._outlet.batch_bytes / self._record_bytes)))
-            messages, self._left_over = self._left_over, []
-            messages += self._consumer.consume(count, 0)
-            if not messages:
-                # One message, as soon as there is one; then those that came with it.
-                messages = self._consumer.consume(1, 0.1)
-                if messages:
-                    messages += self._consumer.consume(count, 0)
-                elif self._watch.away:
-                    self._probe()
-            return self._batches(messages) if messages else []
-        except _ClientFailed as failure:
-            self._ended = failure
-            return []
+        self._commit_now_and_then()
+        self._begin_again_where_needed()
+        count = min(50_000, max(16, int(BATCHES_PER_READ * self._outlet.batch_bytes / self._record_bytes)))
+        messages, self._left_over = self._left_over, []
+        messages += self._consumer.consume(count, 0)
+        if not messages:
+            # One message, as soon as there is one; then those that came with it.
+            messages = self._consumer.consume(1, 0.1)
+            if messages:
+                messages += self._consumer.consume(count, 0)
+            elif self._watch.away:
+                self._probe()
+        return self._batches(messages) if messages else []
 
     def _keep_alive(self) -> None:
         """Serve the group (rebalances, commits) without reading on."""
-        try:
-            self._commit_now_and_then()
-            self._consumer.pause(self._consumer.assignment())
-            # What is assigned inside this call is not paused: its message is kept for the next read.
-            self._left_over += self._consumer.consume(1, 0.05)
-            self._consumer.resume(self._consumer.assignment())
-        except _ClientFailed as failure:
-            self._ended = failure
+        self._commit_now_and_then()
+        self._consumer.pause(self._consumer.assignment())
+        # What is assigned inside this call is not paused: its message is kept for the next read.
+        self._left_over += self._consumer.consume(1, 0.05)
+        self._consumer.resume(self._consumer.assignment())
 
     def _batches(self, messages: list[Message]) -> list[_Hand]:
         if any(message.error() for message in messages):
@@ -422,8 +415,9 @@ class _Session:
 
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal():
-            raise _ClientFailed(error.str())
-        self._watch.on_error(error)
+            self._ended = self._ended or _ClientFailed(error.str())
+        else:
+            self._watch.on_error(error)
 
     def _probe(self) -> None:
         """Nothing comes, and a broker was away: find out whether it is back."""
@@ -439,10 +433,10 @@ class _Session:
             return request()
         except KafkaException as exception:
             error: KafkaError = exception.args[0]
-            if error.fatal():
-                raise _ClientFailed(error.str()) from exception
             self._counters["request_failed"] += 1
             self._watch.warn("request_failed", error=error.str())
+            if error.fatal():
+                self._on_error(error)
             return None
 
     # In the worker thread: the group and the offsets.
@@ -495,9 +489,12 @@ class _Session:
         """The group's offsets with their metadata; without an answer, what makes librdkafka ask for them itself."""
         if not partitions:
             return []
-        committed = self._ask(lambda: self._consumer.committed(partitions, timeout=REQUEST_TIMEOUT_S))
-        if committed is not None and all(offset.error is None for offset in committed):
-            return committed
+        deadline = time.monotonic() + REQUEST_TIMEOUT_S
+        while time.monotonic() < deadline:
+            committed = self._ask(lambda: self._consumer.committed(partitions, timeout=REQUEST_TIMEOUT_S))
+            if committed is not None and all(offset.error is None for offset in committed):
+                return committed
+            time.sleep(0.1)  # The group's coordinator may be moving.
         self._counters["chain_unknown"] += 1
         self._log.warning("committed_offsets_unknown", effect="the chains of positions restart")
         return [TopicPartition(*place, OFFSET_STORED) for place in _places(partitions)]
@@ -512,9 +509,8 @@ class _Session:
         if ends is None:
             return OFFSET_END
         # Committed at once: else a crash before the first commit would make the next start begin at a later end.
-        start = TopicPartition(committed.topic, committed.partition, ends[1])
-        start.metadata = commit_metadata(self._context.link_id, NO_POSITION)
-        self._commit_soon([start])
+        metadata = commit_metadata(self._context.link_id, NO_POSITION)
+        self._commit_soon([TopicPartition(committed.topic, committed.partition, ends[1], metadata=metadata)])
         return ends[1]
 
     def _ends(self, place: Place) -> tuple[int, int] | None:
