@@ -41,6 +41,7 @@ class Follower:
         self._rival_epoch = 0
         self._rival_heard_s: float | None = None
         self._conflict = False
+        self._conflict_raised_s: float | None = None
 
     @property
     def state(self) -> ReceiverState:
@@ -80,7 +81,7 @@ class Follower:
             if now_s > self._followed_since_s + self.interruption_timeout_s:
                 # It should have stopped long ago: it is alive, and was only put in the shade by a newer ingress.
                 self._heard_rival(epoch, now_s)
-                self._raise_conflict()
+                self._raise_conflict(now_s)
             return DropReason.STALE_SESSION, False
         taken = effect is ReceiverEffect.TAKE_OVER
         if taken:
@@ -91,7 +92,7 @@ class Follower:
         self._last_heard_s = now_s
         if self._rival_heard_s is not None:
             if now_s <= self._rival_heard_s + self.interruption_timeout_s:
-                self._raise_conflict()
+                self._raise_conflict(now_s)
             else:
                 self._forget_rival()
         return None, taken
@@ -136,6 +137,7 @@ class Follower:
         self.events.append(SessionFollowed(epoch=epoch, previous_epoch=self.epoch, reason=reason))
         self.epoch = epoch
         self._followed_since_s = now_s
+        self._conflict_raised_s = None
         if self._rival_epoch <= epoch:
             self._forget_rival()
 
@@ -143,9 +145,11 @@ class Follower:
         self._rival_epoch = epoch
         self._rival_heard_s = now_s
 
-    def _raise_conflict(self) -> None:
-        if not self._conflict:
+    def _raise_conflict(self, now_s: float) -> None:
+        raised = self._conflict_raised_s
+        if not self._conflict and (raised is None or now_s >= raised + self.interruption_timeout_s):
             self._conflict = True
+            self._conflict_raised_s = now_s  # a rival that comes and goes must not flood anybody (GC-LIM-3)
             self.events.append(ConflictDetected(epoch=self.epoch, rival_epoch=self._rival_epoch))
 
     def _forget_rival(self) -> None:
