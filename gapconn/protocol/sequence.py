@@ -28,6 +28,7 @@ class SequenceWindow:
         self._seen_from_horizon = 0
         self._ring: NDArray[np.bool_] = np.zeros(SEQUENCE_WINDOW, np.bool_)
         self._candidate: int | None = None
+        """The last jump that was not believed. Old copies that arrive between two far datagrams must not undo it."""
 
     @property
     def missing(self) -> int:
@@ -43,7 +44,6 @@ class SequenceWindow:
         """
         last = first + count - 1
         if first == self.highest + 1:
-            self._candidate = None
             self._advance(last)
             self._set(first, count)
             self._seen_from_horizon += count
@@ -60,7 +60,6 @@ class SequenceWindow:
         return self._candidate is not None and 0 < abs(first - self._candidate) <= SEQUENCE_WINDOW
 
     def _take_slowly(self, first: int, count: int, last: int) -> list[tuple[int, int, DropReason | None]]:
-        self._candidate = None
         self._advance(last)
         lowest = self.highest - SEQUENCE_WINDOW + 1
         late = min(count, max(0, lowest - first))
