@@ -1,0 +1,688 @@
+"""What `spec/` says of both halves of a link, written down a second time: naive, slow, without the core.
+
+`ReceiverOracle` is told the same datagrams and times as a `LinkReceiver`, one datagram at a time, and says what must
+have happened. It keeps everything that it ever heard in plain lists and dictionaries and fires each timer at its very
+time, so that it shares no short cut with the core: no windows, bursts, heaps, grids or ranges. `SenderOracle` reads
+what a `LinkSender` sends and fails where that is not as specified.
+
+Nothing of `gapconn.protocol` is imported here. Names are those of `spec/registry.toml`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import attrs
+import msgspec
+from xxhash import xxh3_64_digest
+
+Event: TypeAlias = tuple[Any, ...]
+"""Its kind and what it says, for example `("lost", epoch, first, last, cause)`."""
+StreamPartition: TypeAlias = tuple[str, int]
+
+STARTUP, DATA, HEARTBEAT, SHUTDOWN = 1, 2, 3, 4
+ANNOUNCING, ACTIVE, CLOSING = 1, 2, 3
+BATCH, POSITIONS = 1, 2
+
+HEADER = struct.Struct(">HBBHHIIQQQIBBBB")
+ANNOUNCEMENT = struct.Struct(">QQQQIIIHHBBBBIQ")
+ENVELOPE = struct.Struct(">B3sIQI4s")
+
+
+@attrs.frozen
+class Datagram:
+    """The fields of a datagram in the order of spec/wire.md."""
+
+    magic: int
+    version: int
+    type: int
+    flags: int
+    symbol_length: int
+    link_id: int
+    block: int
+    epoch: int
+    sequence: int
+    message: int
+    message_length: int
+    index: int
+    source_symbols: int
+    repair_symbols: int
+    reserved: int
+
+    @classmethod
+    def read(cls, raw: bytes) -> Datagram:
+        return cls(*HEADER.unpack_from(raw))
+
+    def symbols(self) -> int:
+        """N: source symbols of the message."""
+        return -(-self.message_length // self.symbol_length)
+
+    def with_payload(self, payload: bytes) -> bytes:
+        """The datagram, with a check that fits."""
+        covered = HEADER.pack(*attrs.astuple(self)) + payload
+        return covered + xxh3_64_digest(covered)
+
+
+@attrs.frozen
+class Announcement:
+    """The fields of an announcement in the order of spec/wire.md."""
+
+    previous_epoch: int
+    messages_sent: int
+    records_sent: int
+    records_filtered: int
+    heartbeat_interval: int
+    interruption_timeout: int
+    message_length_max: int
+    mtu: int
+    symbol_length_max: int
+    security_mode: int
+    fec_source_symbols: int
+    fec_repair_symbols: int
+    phase: int
+    key_id: int
+    reserved: int
+
+    @classmethod
+    def read(cls, payload: bytes) -> Announcement:
+        return cls(*ANNOUNCEMENT.unpack(payload))
+
+    def pack(self) -> bytes:
+        return ANNOUNCEMENT.pack(*attrs.astuple(self))
+
+
+@attrs.frozen
+class Message:
+    """An opened message."""
+
+    kind: int
+    first_record: int
+    record_count: int
+    runs: tuple[tuple[str, int, int, int, int, int], ...]
+    """stream, partition, previous, first, last, count"""
+    body: bytes
+
+    @classmethod
+    def open(cls, raw: bytes) -> Message | None:
+        """The message in these bytes; None when it is damaged (GC-WIRE-11)."""
+        if len(raw) < 32 or xxh3_64_digest(raw[:-8]) != raw[-8:]:
+            return None
+        kind, zeros, length, first_record, record_count, more_zeros = ENVELOPE.unpack_from(raw)
+        inside = raw[24:-8]
+        if kind not in (BATCH, POSITIONS) or any(zeros + more_zeros) or length > len(inside):
+            return None
+        try:
+            runs = msgspec.msgpack.decode(inside[:length])
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+        body = inside[length:]
+        if kind == POSITIONS and (body or record_count):
+            return None
+        return cls(kind, first_record, record_count, tuple(map(tuple, runs)), body)
+
+
+def malformed(d: Datagram, payload: bytes) -> bool:
+    """GC-WIRE-7, GC-WIRE-9."""
+    if d.epoch == 0 or d.sequence >= 2**63 or d.reserved:
+        return True
+    if d.type == DATA:
+        return not (
+            1 <= d.symbol_length == len(payload)
+            and d.message_length >= 33
+            and d.source_symbols >= 1
+            and d.source_symbols + d.repair_symbols <= 256
+            and d.index < d.source_symbols + d.repair_symbols
+            and d.block + d.source_symbols <= d.symbols()
+            and d.message <= d.sequence
+        )
+    if len(payload) != 64:
+        return True
+    a = Announcement.read(payload)
+    return (
+        any((d.symbol_length, d.block, d.message, d.message_length, d.index, d.source_symbols, d.repair_symbols))
+        or a.messages_sent > d.sequence
+        or a.previous_epoch >= d.epoch
+        or not 1 <= a.heartbeat_interval <= a.interruption_timeout
+        or a.phase not in (ANNOUNCING, ACTIVE, CLOSING)
+        or a.reserved != 0
+    )
+
+
+@attrs.frozen(kw_only=True)
+class EgressLimits:
+    """What an egress is configured to do, and the limits of the registry as they are in the test."""
+
+    link_id: int
+    interruption_timeout_s: float
+    reorder_timeout_s: float
+    reassembly_bytes_max: int
+    message_bytes_max: int
+    sequence_window: int
+    jump_unconfirmed_max: int
+    messages_held_max: int
+    positions_tracked_max: int
+
+
+@attrs.frozen(kw_only=True)
+class Stored:
+    """The stored state of an egress (GC-DLV-18)."""
+
+    epoch: int
+    next_message: int
+    next_record: int
+    positions: Mapping[StreamPartition, int]
+
+
+@attrs.define
+class _Incomplete:
+    """Symbols of a message, by their place in it."""
+
+    message_length: int
+    symbol_length: int
+    symbols: int
+    present: dict[int, bytes] = attrs.field(factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        return len(self.present) == self.symbols
+
+    def bytes(self) -> bytes:
+        return b"".join(self.present[i] for i in range(self.symbols))[: self.message_length]
+
+
+class ReceiverOracle:
+    """The receiving half as specified.
+
+    Args:
+        limits: What the egress is configured to do.
+        charge: What a message of so many symbols of so many bytes takes of `reassembly_bytes_max`. How memory is
+            counted is the implementation's affair, so the oracle is told.
+        now_s: The time.
+        stored: The stored state of an earlier life.
+    """
+
+    def __init__(
+        self, limits: EgressLimits, charge: Callable[[int, int], int], *, now_s: float, stored: Stored | None = None
+    ) -> None:
+        self.limits = limits
+        self.charge = charge
+        self.now = now_s
+        self.stored = stored
+        self.events: list[Event] = []
+        self.dropped: Counter[str] = Counter()
+        self.used = 0
+        # Who has the link (spec/session.md).
+        self.followed = stored.epoch if stored else 0
+        self.state = "waiting"
+        self.timeout = limits.interruption_timeout_s
+        self.last_heard = now_s
+        self.took_link = now_s
+        self.rival: tuple[int, float] | None = None
+        self.conflict = False
+        self.conflict_raised: tuple[int, float] = (0, 0.0)
+        """For which session, when."""
+        self.foreign_raised: float | None = None
+        # The session (spec/delivery.md).
+        self.in_session = False
+        self.session = 0
+        self.ended = False
+        self.said: Announcement | None = None
+        self.missed_before = 0
+        self.horizon = 0
+        self.highest = -1
+        self.received: set[int] = set()
+        self.jump: int | None = None
+        self.next = 0
+        self.known_sent = 0
+        self.late_since: dict[int, float] = {}
+        self.held: dict[int, _Incomplete] = {}
+        self.records_seen = 0
+        self.positions: OrderedDict[StreamPartition, int] = OrderedDict(stored.positions if stored else {})
+        self.chains_begun: set[tuple[int, int, StreamPartition]] = set()
+        """(epoch, number, stream partition) of each run that continued nothing."""
+
+    # -- what can be asked ------------------------------------------------------------------------------------
+
+    def take_events(self) -> list[Event]:
+        events, self.events = self.events, []
+        return events
+
+    @property
+    def missed(self) -> int:
+        """GC-DLV-12."""
+        return self.missed_before + self._missed_in_session()
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(self.charge(m.symbols, m.symbol_length) for m in self.held.values())
+
+    def next_timer(self) -> tuple[float, str] | None:
+        """The next thing that time brings."""
+        timers = []
+        if self.rival is not None:
+            timers.append((self.rival[1] + self.timeout, "rival"))
+        if self.state in ("waiting", "following"):
+            timers.append((self.last_heard + self.timeout, "silence"))
+        if self.next in self.late_since:
+            timers.append((self.late_since[self.next] + self.limits.reorder_timeout_s, "reorder"))
+        return min(timers, default=None)
+
+    # -- time -------------------------------------------------------------------------------------------------
+
+    def pass_time(self, now_s: float) -> None:
+        """Fire each timer at its time (GC-TIME-3); time never steps back (GC-TIME-4)."""
+        while (timer := self.next_timer()) is not None and timer[0] <= now_s:
+            self.now = max(self.now, timer[0])
+            if timer[1] == "silence":
+                self.state = "interrupted"
+                self._tell("interrupted", self.followed)
+            elif timer[1] == "rival":
+                self._forget_rival()
+            else:
+                self._give_up_next("gap")
+                self._deliver_ready()
+                self._account_announced()
+        self.now = max(self.now, now_s)
+
+    def close(self, now_s: float) -> None:
+        """The egress stops: what is complete is delivered, what is missing before it is lost."""
+        self.now = max(self.now, now_s)
+        complete = [number for number, message in self.held.items() if message.complete]
+        self._settle_below(max(complete, default=-1) + 1, "gap")
+        self._account_announced()
+
+    # -- datagrams --------------------------------------------------------------------------------------------
+
+    def receive(self, raw: bytes, now_s: float) -> None:
+        """Hear one datagram; it is used, or dropped under exactly one reason (GC-MOD-5)."""
+        self.pass_time(now_s)
+        reason = self._receive(raw)
+        if reason is None:
+            self.used += 1
+        else:
+            self.dropped[reason] += 1
+        self._account_announced()
+
+    def _receive(self, raw: bytes) -> str | None:
+        if len(raw) < 56:
+            return "too_short"
+        d = Datagram.read(raw)
+        payload = raw[48:-8]
+        refusal = self._not_of_this_link(d, raw) or self._not_understood(d, payload)
+        if refusal is not None:
+            return refusal
+        said = None if d.type == DATA else Announcement.read(payload)
+        refusal = self._who_has_the_link(d, said) or self._sequence(d.sequence)
+        if refusal is not None:
+            return refusal
+        if said is None:
+            return self._symbol(d, payload)
+        self._announced(d, said)
+        return None
+
+    def _not_understood(self, d: Datagram, payload: bytes) -> str | None:
+        if d.type not in (STARTUP, DATA, HEARTBEAT, SHUTDOWN) or d.flags:
+            return "unknown_type"
+        return "malformed" if malformed(d, payload) else None
+
+    def _not_of_this_link(self, d: Datagram, raw: bytes) -> str | None:
+        if d.magic != 0x4743:
+            return "bad_magic"
+        if d.version != 1:
+            return "unsupported_version"
+        if d.flags & 1:
+            return "wrong_security_mode"
+        if xxh3_64_digest(raw[:-8]) != raw[-8:]:
+            return "bad_check"
+        if d.link_id != self.limits.link_id:
+            if self.foreign_raised is None or self.now >= self.foreign_raised + self.timeout:
+                self.foreign_raised = self.now
+                self._tell("foreign", d.link_id)
+            return "foreign_link"
+        return None
+
+    # -- session.md -------------------------------------------------------------------------------------------
+
+    def _who_has_the_link(self, d: Datagram, said: Announcement | None) -> str | None:
+        if d.epoch < self.followed:
+            if self.now > self.took_link + self.timeout:
+                self.rival = (d.epoch, self.now)
+                self._raise_conflict()
+            return "stale_session"
+        if d.epoch > self.followed:
+            succession = said is not None and self.followed != 0 and said.previous_epoch == self.followed
+            if self.state == "following" and not succession:
+                self.rival = (d.epoch, self.now)
+                return "conflict"
+            self._give_link_to(d, said, succession=succession)
+        elif not self.in_session:
+            self._restored()
+            self._join(d, said, resumed=True)
+        else:
+            self._restored()
+        self.last_heard = self.now
+        if self.state != "closed":
+            self.state = "following"
+        if d.type == SHUTDOWN:
+            self.state = "closed"
+        if self.rival is not None:
+            self._raise_conflict()
+        return None
+
+    def _give_link_to(self, d: Datagram, said: Announcement | None, *, succession: bool) -> None:
+        if self.in_session:
+            self._settle_below(max([self.known_sent, *(n + 1 for n in self.held)]), "session_ended")
+            self._account_announced()
+        if succession:
+            reason = "SUCCESSION"
+        elif self.state == "closed":
+            reason = "AFTER_SHUTDOWN"
+        elif self.state == "interrupted" and self.followed:
+            reason = "AFTER_SILENCE"
+        else:
+            reason = "FIRST_HEARD"
+        self._tell("followed", d.epoch, self.followed, reason)
+        self._restored()
+        self.followed = d.epoch
+        self.took_link = self.now
+        self.state = "following"
+        if self.rival is not None and self.rival[0] <= d.epoch:
+            self._forget_rival()  # it has the link now, or is stale: no newcomer any more
+        if self.in_session:
+            self._begin(d.epoch, horizon=0, next_message=0, records_seen=0)
+        else:
+            self._join(d, said, resumed=False)
+
+    def _restored(self) -> None:
+        if self.state == "interrupted":
+            self._tell("restored", self.now - self.last_heard)
+
+    def _join(self, d: Datagram, said: Announcement | None, *, resumed: bool) -> None:
+        """The first session since the egress started (GC-SESS-9, GC-DLV-11)."""
+        stored = self.stored if resumed else None
+        if stored is not None:
+            self._tell("followed", d.epoch, d.epoch, "RESUMED")
+        self._begin(
+            d.epoch,
+            horizon=d.sequence,
+            next_message=stored.next_message if stored else 0,
+            records_seen=stored.next_record if stored else 0,
+        )
+        self._settle_below(said.messages_sent if said else d.message, "while_away" if self.stored else "before_join")
+
+    def _begin(self, epoch: int, *, horizon: int, next_message: int, records_seen: int) -> None:
+        self.missed_before += self._missed_in_session()
+        self.in_session = True
+        self.session = epoch
+        self.ended = False
+        self.said = None
+        self.timeout = self.limits.interruption_timeout_s
+        self.horizon = horizon
+        self.highest = horizon - 1
+        self.received = set()
+        self.jump = None
+        self.next = self.known_sent = next_message
+        self.late_since = {}
+        self.held = {}
+        self.records_seen = records_seen
+
+    def _raise_conflict(self) -> None:
+        assert self.rival is not None
+        session, raised = self.conflict_raised
+        if not self.conflict and (session != self.followed or self.now >= raised + self.timeout):  # GC-LIM-3
+            self.conflict_raised = (self.followed, self.now)
+            self.conflict = True
+            self._tell("conflict", self.followed, self.rival[0])
+
+    def _forget_rival(self) -> None:
+        if self.conflict:
+            assert self.rival is not None
+            self._tell("cleared", self.rival[0])
+        self.rival = None
+        self.conflict = False
+
+    # -- delivery.md ------------------------------------------------------------------------------------------
+
+    def _sequence(self, sequence: int) -> str | None:
+        far = sequence > self.highest + self.limits.jump_unconfirmed_max
+        confirmed = self.jump is not None and 0 < abs(sequence - self.jump) <= self.limits.sequence_window
+        if far and not confirmed:
+            self.jump = sequence
+            return "unconfirmed_jump"
+        if sequence <= self.highest - self.limits.sequence_window:
+            return "too_late"
+        if sequence in self.received:
+            return "duplicate"
+        self.received.add(sequence)
+        self.highest = max(self.highest, sequence)
+        return None
+
+    def _missed_in_session(self) -> int:
+        return self.highest + 1 - self.horizon - sum(s >= self.horizon for s in self.received)
+
+    def _announced(self, d: Datagram, said: Announcement) -> None:
+        if self.said is None or said.messages_sent >= self.said.messages_sent:
+            self.said = said
+        self.timeout = said.interruption_timeout / 1000
+        self._sent_below(said.messages_sent)
+        if d.type == SHUTDOWN and not self.ended:
+            self.ended = True
+            self._tell("ended", d.epoch, said.messages_sent, said.records_sent)
+
+    def _symbol(self, d: Datagram, payload: bytes) -> str | None:
+        size = self.charge(d.symbols(), d.symbol_length)
+        if d.message_length > self.limits.message_bytes_max or size > self.limits.reassembly_bytes_max:
+            self._sent_below(d.message + 1)  # this one is missing for good
+            return "over_limit"
+        self._sent_below(d.message)
+        message = self.held.get(d.message)
+        if message is not None and (message.message_length, message.symbol_length) != (
+            d.message_length,
+            d.symbol_length,
+        ):
+            return "inconsistent_message"
+        if message is None and d.message >= self.next and self._make_room(d.message, size):
+            message = self.held[d.message] = _Incomplete(d.message_length, d.symbol_length, d.symbols())
+        place = d.block + d.index
+        if message is None or d.index >= d.source_symbols or place in message.present:
+            return "not_needed"
+        message.present[place] = payload
+        self._deliver_ready()
+        return None
+
+    def _make_room(self, number: int, size: int) -> bool:
+        """Room for a new message (GC-DLV-9); False when that message itself had to be given up."""
+        while self.held and (
+            self.held_bytes + size > self.limits.reassembly_bytes_max or len(self.held) >= self.limits.messages_held_max
+        ):
+            self._give_up_next("overflow")
+            self._deliver_ready()
+            if number < self.next:
+                return False
+        return True
+
+    def _sent_below(self, number: int) -> None:
+        """The messages below `number` were sent: those that are missing are late from now on (GC-DLV-8)."""
+        for late in range(self.known_sent, number):
+            self.late_since[late] = self.now
+        self.known_sent = max(self.known_sent, number)
+
+    def _settle_below(self, number: int, cause: str) -> None:
+        while self.next < number:
+            self._give_up_next(cause)
+            self._deliver_ready()
+
+    def _give_up_next(self, cause: str) -> None:
+        self.held.pop(self.next, None)
+        self._tell("lost", self.session, self.next, self.next, cause)
+        self.next += 1
+
+    def _deliver_ready(self) -> None:
+        while self.next in self.held and self.held[self.next].complete:
+            number, self.next = self.next, self.next + 1
+            message = Message.open(self.held.pop(number).bytes())
+            if message is None:
+                self._tell("lost", self.session, number, number, "damaged")
+                continue
+            self._account_records(message.first_record)
+            self.records_seen = message.first_record + message.record_count
+            self._tell(
+                "delivered",
+                self.session,
+                number,
+                message.first_record,
+                message.record_count,
+                message.runs,
+                self._chain(number, message),
+                message.body,
+            )
+
+    def _chain(self, number: int, message: Message) -> dict[StreamPartition, int]:
+        """The table of spec/delivery.md, "Positions"; what was delivered before, by stream partition."""
+        already = {}
+        for stream, partition, previous, _, last, count in message.runs:
+            key = (stream, partition)
+            delivered = self.positions.get(key)
+            if delivered is None or previous == -1:
+                self.chains_begun.add((self.session, number, key))
+                delivered = last
+            elif previous == delivered:
+                delivered = last
+            elif previous > delivered:
+                self._tell("missing", self.session, stream, partition, delivered + 1, previous)
+                delivered = last
+            else:
+                if count:
+                    already[key] = delivered
+                delivered = max(delivered, last)
+            self.positions[key] = delivered
+            self.positions.move_to_end(key)
+        while len(self.positions) > self.limits.positions_tracked_max:
+            self.positions.popitem(last=False)
+        return already
+
+    def _account_announced(self) -> None:
+        if self.said is not None and self.said.messages_sent <= self.next:
+            self._account_records(self.said.records_sent)
+
+    def _account_records(self, sent: int) -> None:
+        if sent > self.records_seen:
+            self._tell("records lost", self.session, sent - self.records_seen)
+            self.records_seen = sent
+
+    def _tell(self, *event: Any) -> None:
+        self.events.append(event)
+
+
+class SenderOracle:
+    """Reads everything that one `LinkSender` sends, in order, and fails where it is not as specified.
+
+    Args:
+        link_id: Of the link.
+        epoch: Of the session.
+        previous_epoch: From the stored state; 0 without.
+        mtu: As configured; IPv4.
+        heartbeat_s: The heartbeat interval.
+        timeout_s: The interruption timeout.
+        now_s: When the session begins.
+    """
+
+    def __init__(
+        self,
+        *,
+        link_id: int,
+        epoch: int,
+        previous_epoch: int,
+        mtu: int,
+        heartbeat_s: float,
+        timeout_s: float,
+        now_s: float,
+    ) -> None:
+        self.link_id = link_id
+        self.epoch = epoch
+        self.previous_epoch = previous_epoch
+        self.mtu = mtu
+        self.heartbeat_s = heartbeat_s
+        self.timeout_s = timeout_s
+        self.began = now_s
+        self.types: list[int] = []
+        """Of all datagrams: the place is the sequence."""
+        self.messages: list[Message] = []
+        """The whole messages so far: the place is the number."""
+        self.records = 0
+        self.last_said_s = now_s
+        """When it last said anything of itself."""
+        self._first_said: Announcement | None = None
+        self._symbols: list[bytes] = []
+        self._unsummarised: dict[StreamPartition, int] = {}
+        self._last_batch_s: float | None = None
+
+    @property
+    def closed(self) -> bool:
+        return SHUTDOWN in self.types
+
+    def read(self, raw: bytes, now_s: float) -> None:
+        """Check the next datagram."""
+        assert len(raw) <= self.mtu - 28, "GC-WIRE-6"
+        d = Datagram.read(raw)
+        payload = raw[48:-8]
+        assert (d.magic, d.version, d.flags, d.reserved, d.repair_symbols) == (0x4743, 1, 0, 0, 0), "GC-WIRE-1"
+        assert (d.link_id, d.epoch) == (self.link_id, self.epoch), "GC-WIRE-1"
+        assert xxh3_64_digest(raw[:-8]) == raw[-8:], "GC-WIRE-2"
+        assert d.sequence == len(self.types), "GC-WIRE-5"
+        assert not malformed(d, payload)
+        assert d.type == STARTUP or len(self.types) >= 3, "GC-SESS-2"
+        assert not self.closed or d.type == SHUTDOWN, "GC-SESS-4"
+        self.types.append(d.type)
+        assert self.types.count(SHUTDOWN) <= 3, "GC-SESS-4"
+        if d.type == DATA:
+            self._read_symbol(d, payload, now_s)
+        else:
+            self._read_announcement(d.type, Announcement.read(payload), now_s)
+
+    def _read_announcement(self, kind: int, said: Announcement, now_s: float) -> None:
+        first = self._first_said = self._first_said or said
+        assert said.previous_epoch == self.previous_epoch, "GC-SESS-2"
+        assert (said.messages_sent, said.records_sent) == (len(self.messages), self.records)
+        assert attrs.astuple(said)[4:12] == attrs.astuple(first)[4:12], "GC-WIRE-8"
+        assert (said.heartbeat_interval, said.interruption_timeout) == (self.heartbeat_s * 1000, self.timeout_s * 1000)
+        assert (said.mtu, said.symbol_length_max) == (self.mtu, self.mtu - 28 - 56)
+        assert (said.security_mode, said.fec_source_symbols, said.fec_repair_symbols, said.key_id) == (0, 0, 0, 0)
+        if kind == SHUTDOWN:
+            assert said.phase == CLOSING, "GC-SESS-4"
+            assert not self._unsummarised, "GC-DLV-17"
+        else:
+            announcing = kind == STARTUP and not self.previous_epoch
+            assert said.phase == (ANNOUNCING if announcing else ACTIVE), "GC-SESS-3"
+        if kind == HEARTBEAT and self._last_batch_s is not None and now_s >= self._last_batch_s + self.heartbeat_s:
+            assert not self._unsummarised, "GC-DLV-17"
+        self.last_said_s = now_s
+
+    def _read_symbol(self, d: Datagram, payload: bytes, now_s: float) -> None:
+        assert self.previous_epoch or now_s >= self.began + self.timeout_s, "GC-SESS-3"
+        assert d.message == len(self.messages), "GC-DLV-2"
+        assert d.block + d.index == len(self._symbols), "GC-DLV-2"
+        at_least = -(-d.message_length // (self.mtu - 28 - 56))
+        assert d.symbol_length == -(-d.message_length // at_least), "GC-DLV-2"
+        assert d.block + d.source_symbols == d.symbols() or d.index < d.source_symbols, "GC-DLV-2"
+        self._symbols.append(payload)
+        if len(self._symbols) < d.symbols():
+            return
+        joined = b"".join(self._symbols)
+        assert not any(joined[d.message_length :]), "GC-DLV-2"
+        message = Message.open(joined[: d.message_length])
+        assert message is not None, "GC-WIRE-10"
+        assert message.first_record == self.records
+        if message.kind == BATCH:
+            self._last_batch_s = now_s
+        for stream, partition, _, _, last, _ in message.runs:
+            if message.kind == BATCH:
+                self._unsummarised[stream, partition] = last
+            else:
+                assert self._unsummarised.pop((stream, partition)) == last, "GC-DLV-17"
+        self._symbols = []
+        self.messages.append(message)
+        self.records += message.record_count

@@ -1,0 +1,596 @@
+"""Both real halves of a link with a gap between them, and the oracles beside them: what the tests here drive.
+
+A `World` is changed only by its operations. Their arguments are plain numbers, texts and lists, and what happens
+depends on nothing else, so a run is a list of `[name, arguments]` that can be written down as JSON and played again
+(`tests/protocol/scenarios`). After each operation the world checks everything that can be checked then.
+
+All times are whole ticks of 1/64 s. In binary that is exact, and a sixteenth of the reorder timeout is one tick, so
+that the core's own grid, which GC-DLV-8 allows it, never rounds, and the oracle can say exactly when a message is given
+up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias, TypeVar, cast
+
+import attrs
+import pytest
+
+from gapconn.errors import LocalProtocolError
+from gapconn.protocol import positions, reassembler, sequence
+from gapconn.protocol.envelope import Run
+from gapconn.protocol.events import (
+    ConflictCleared,
+    ConflictDetected,
+    Event,
+    ForeignLinkDetected,
+    LinkInterrupted,
+    LinkRestored,
+    MessageDelivered,
+    MessagesLost,
+    RecordsLost,
+    RecordsMissing,
+    SessionEnded,
+    SessionFollowed,
+)
+from gapconn.protocol.receiver import LinkReceiver, Progress, ReceiverSettings
+from gapconn.protocol.sender import LinkSender, SenderSettings
+from gapconn.protocol.states import SenderState
+from gapconn.protocol.wire import Burst, Slab
+from gapconn.testing.memory_gap import Fate, MemoryGap, bursts_of, datagrams_of
+from tests.protocol.machine import oracle
+from tests.protocol.machine.forgery import Stroke, fate_of, forged, injected
+from tests.protocol.machine.ledger import Accepted, Ledger, plain_run
+from tests.protocol.machine.oracle import EgressLimits, ReceiverOracle, SenderOracle, Stored, StreamPartition
+
+Step: TypeAlias = list[Any]
+"""`[name of an operation, its arguments by name]`."""
+
+TICK_S = 1 / 64
+LINK_ID = 7
+HEARTBEAT_TICKS = 16
+TIMEOUT_TICKS = 48
+"""The interruption timeout that ingresses announce."""
+OWN_TIMEOUT_TICKS = 64
+"""The interruption timeout of the egress, until an ingress announces another."""
+REORDER_TICKS = 16
+SENT_MESSAGE_BYTES_MAX = 40_000
+
+# Small enough to be met now and then.
+SEQUENCE_WINDOW = 128
+JUMP_UNCONFIRMED_MAX = 512
+MESSAGES_HELD_MAX = 12
+POSITIONS_TRACKED_MAX = 4
+
+
+@contextlib.contextmanager
+def small_limits() -> Iterator[None]:
+    """The limits of the registry that a small test would never reach, made small."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sequence, "SEQUENCE_WINDOW", SEQUENCE_WINDOW)
+        patch.setattr(sequence, "JUMP_UNCONFIRMED_MAX", JUMP_UNCONFIRMED_MAX)
+        patch.setattr(reassembler, "MESSAGES_HELD_MAX", MESSAGES_HELD_MAX)
+        patch.setattr(positions, "POSITIONS_TRACKED_MAX", POSITIONS_TRACKED_MAX)
+        yield
+
+
+def charge(symbols: int, symbol_bytes: int) -> int:
+    """How the core counts the memory of a message: its symbols, and a byte each to tell whether it is there."""
+    return symbols * (symbol_bytes + 1)
+
+
+@attrs.define
+class Ingress:
+    """A host on the source side: what it stores, the source that it reads, and its process while that runs."""
+
+    name: str
+    stored_epoch: int = 0
+    committed: dict[int, int] = attrs.field(factory=dict)
+    """Records of each partition that were acknowledged to the source."""
+    sender: LinkSender | None = None
+    reads: SenderOracle | None = None
+    read: dict[int, int] = attrs.field(factory=dict)
+    """Records of each partition that were read in this session, those committed before included."""
+    last_sent: dict[int, int] = attrs.field(factory=dict)
+    """The last position sent in this session, by partition."""
+
+    @property
+    def running(self) -> bool:
+        return self.sender is not None and self.sender.state is not SenderState.CLOSED
+
+    @property
+    def epoch(self) -> int:
+        return self.reads.epoch if self.reads is not None else 0
+
+
+Method = TypeVar("Method", bound=Callable[..., None])
+
+
+def operation(method: Method) -> Method:
+    """Write the call down among the world's steps, unless it is a part of another operation."""
+
+    @functools.wraps(method)
+    def wrapper(self: World, **arguments: Any) -> None:
+        if not self.inside_operation:
+            self.steps.append([method.__name__, arguments])
+        inside, self.inside_operation = self.inside_operation, True
+        method(self, **arguments)
+        self.inside_operation = inside
+
+    return cast(Method, wrapper)
+
+
+class World:
+    """Some ingresses, a gap, one egress at a time, and the oracles.
+
+    Args:
+        reassembly_bytes_max: Memory of the egress.
+        message_bytes_max: The longest message that the egress takes. Ingresses send up to `SENT_MESSAGE_BYTES_MAX`.
+        burst_max: How many equal datagrams the egress is given in one burst at the most.
+        mark: Called with the name of each noteworthy thing that happens.
+    """
+
+    def __init__(
+        self,
+        *,
+        reassembly_bytes_max: int = 1 << 20,
+        message_bytes_max: int = SENT_MESSAGE_BYTES_MAX,
+        burst_max: int = 64,
+        mark: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        self.steps: list[Step] = []
+        self.inside_operation = False
+        self.reached: Counter[str] = Counter()
+        self.ticks = 1_000
+        self.ingresses = [Ingress(name) for name in ("north", "south", "east")]
+        self._mark = mark
+        self._burst_max = burst_max
+        self._gap = MemoryGap()
+        self._overheard: deque[bytes] = deque(maxlen=2_000)
+        """Datagrams as they were sent."""
+        self._wall_ms = 1_000_000
+        self._sessions: dict[int, SenderOracle] = {}
+        self._logs: dict[StreamPartition, list[int]] = {}
+        self._limits = EgressLimits(
+            link_id=LINK_ID,
+            interruption_timeout_s=OWN_TIMEOUT_TICKS * TICK_S,
+            reorder_timeout_s=REORDER_TICKS * TICK_S,
+            reassembly_bytes_max=reassembly_bytes_max,
+            message_bytes_max=message_bytes_max,
+            sequence_window=SEQUENCE_WINDOW,
+            jump_unconfirmed_max=JUMP_UNCONFIRMED_MAX,
+            messages_held_max=MESSAGES_HELD_MAX,
+            positions_tracked_max=POSITIONS_TRACKED_MAX,
+        )
+        self._saved: Progress | None = None
+        """The egress's stored state."""
+        self._begin_egress_life(accepted=set())
+
+    @property
+    def now_s(self) -> float:
+        return self.ticks * TICK_S
+
+    # == operations: the ingresses ============================================================================
+
+    @operation
+    def start_ingress(self, *, host: int, keep: bool) -> None:
+        """Start an ingress; one that runs is killed before. Without `keep`, its stored state is gone."""
+        ingress = self.ingresses[host]
+        stored = ingress.stored_epoch if keep else 0
+        # Two sessions of one epoch could not be told apart. The specification leaves it to clocks that there are none.
+        epoch = max(self._wall_ms, stored + 1)
+        while epoch in self._sessions:
+            epoch += 1
+        ingress.stored_epoch = epoch
+        mtu = 200 + epoch % 90
+        ingress.sender = LinkSender(
+            SenderSettings(
+                link_id=LINK_ID,
+                epoch=epoch,
+                previous_epoch=stored,
+                heartbeat_interval_s=HEARTBEAT_TICKS * TICK_S,
+                interruption_timeout_s=TIMEOUT_TICKS * TICK_S,
+                mtu_bytes=mtu,
+                message_bytes_max=SENT_MESSAGE_BYTES_MAX,
+            )
+        )
+        ingress.reads = self._sessions[epoch] = SenderOracle(
+            link_id=LINK_ID,
+            epoch=epoch,
+            previous_epoch=stored,
+            mtu=mtu,
+            heartbeat_s=HEARTBEAT_TICKS * TICK_S,
+            timeout_s=TIMEOUT_TICKS * TICK_S,
+            now_s=self.now_s,
+        )
+        ingress.read, ingress.last_sent = dict(ingress.committed), {}
+        self._transmit(ingress, ingress.sender.start(self.now_s))
+        self._arrive()
+        self._check()
+
+    @operation
+    def steal_state(self, *, thief: int, victim: int) -> None:
+        """The stored state of one ingress gets to another host."""
+        self.ingresses[thief].stored_epoch = self.ingresses[victim].stored_epoch
+
+    @operation
+    def set_wall_clock(self, *, ms: int) -> None:
+        """The wall clock, from which epochs are taken, is set forward or back."""
+        self._wall_ms = max(1, self._wall_ms + ms)
+
+    @operation
+    def stop_ingress(self, *, host: int, strokes: list[Stroke]) -> None:
+        """Stop an ingress in order."""
+        ingress = self.ingresses[host]
+        if ingress.sender is not None:
+            self._transmit(ingress, ingress.sender.stop(), strokes)
+            assert ingress.sender.next_deadline_s() is None
+            assert ingress.sender.stop() == []
+        self._arrive()
+        self._check()
+
+    @operation
+    def kill_ingress(self, *, host: int) -> None:
+        """An ingress is gone without a word."""
+        self.ingresses[host].sender = None
+
+    @operation
+    def send(
+        self, *, host: int, parts: list[list[int]], plain: int, size: int, commit: bool, strokes: list[Stroke]
+    ) -> None:
+        """Send one message; nothing if the ingress does not run.
+
+        Args:
+            host: Which ingress.
+            parts: `[partition, records]` for each run of records with positions.
+            plain: Records without positions.
+            size: Of the body, in bytes.
+            commit: Whether the source is told.
+            strokes: What the gap does to its datagrams.
+        """
+        ingress = self.ingresses[host]
+        if ingress.sender is None or ingress.reads is None:
+            return
+        number = len(ingress.reads.messages)
+        body = (f"{ingress.epoch}/{number}/".encode() * (size // 8 + 1))[:size]
+        read, last_sent = dict(ingress.read), dict(ingress.last_sent)
+        runs = [self._read_source(ingress, partition, count) for partition, count in parts]
+        records = plain + sum(run.count for run in runs)
+
+        def compose(sender: LinkSender) -> int:
+            def write_body(buffer: bytearray, offset: int) -> None:
+                buffer[offset:] = body
+
+            return sender.compose(runs, records, write_body, self.now_s)
+
+        if ingress.sender.state is not SenderState.ACTIVE or size > SENT_MESSAGE_BYTES_MAX - 32:
+            with pytest.raises(LocalProtocolError):
+                compose(ingress.sender)
+            assert ingress.sender.next_burst(Slab()) is None, "GC-DLV-3"
+            ingress.read, ingress.last_sent = read, last_sent
+            self._reach("message refused")
+            return
+        assert compose(ingress.sender) == number, "GC-DLV-2"
+        bursts = []
+        while (burst := ingress.sender.next_burst(Slab())) is not None:
+            bursts.append(burst)
+        if commit:
+            ingress.committed = dict(ingress.read)
+        self._transmit(ingress, bursts, strokes)
+        sent = ingress.reads.messages[number]
+        assert (sent.runs, sent.record_count, sent.body) == (tuple(map(plain_run, runs)), records, body)
+        self._arrive()
+        self._check()
+
+    @operation
+    def outage(self, *, host: int, messages: int) -> None:
+        """Long messages are sent while nothing passes the gap."""
+        for _ in range(messages):
+            everything: list[Stroke] = [["drop", 0, 1_000, 0]]
+            self.send(host=host, parts=[[0, 2]], plain=0, size=39_000, commit=True, strokes=everything)
+
+    # == operations: the path =================================================================================
+
+    @operation
+    def replay(self, *, where: int, count: int) -> None:
+        """Datagrams that were sent before arrive again; `where` in thousandths of all that were."""
+        first = where * len(self._overheard) // 1_000
+        self._feed(list(self._overheard)[first : first + count], self.now_s)
+        self._check()
+
+    @operation
+    def inject(self, *, kind: str, where: int) -> None:
+        """A datagram arrives that no ingress of this link sent so."""
+        datagram = injected(kind, self._overheard, where)
+        if datagram is not None:
+            self._feed([datagram], self.now_s)
+            self._reach(f"injected {kind}")
+        self._check()
+
+    # == operations: the egress ===============================================================================
+
+    @operation
+    def accept(self, *, count: int) -> None:
+        """The sink accepts so many of the messages that it was given, and the egress stores its progress."""
+        self._ledger.accept(count)
+        took = self._ledger.tracker.take()
+        if took is not None:
+            before = dict(self._saved.positions) if self._saved else {}
+            self._saved = attrs.evolve(took, positions=before | dict(took.positions))
+
+    @operation
+    def restart_egress(self, *, keep: bool, in_order: bool, away_ticks: int) -> None:
+        """The egress stops, is away for a while, and starts again.
+
+        Args:
+            keep: Whether its stored state is still there.
+            in_order: Whether it was stopped, and the sink accepted everything; else it was killed.
+            away_ticks: What arrives in that time is lost.
+        """
+        if in_order:
+            self._receiver.close(self.now_s)
+            self._oracle.close(self.now_s)
+            self._check()
+            self.accept(count=len(self._ledger.with_sink))
+        for _ in range(away_ticks):
+            self.ticks += 1
+            self._senders_due()
+            self._gap.arrive(self.now_s)
+        if not keep:
+            self._saved = None
+        self._begin_egress_life(accepted=self._ledger.accepted if keep else set())
+        self._check()
+
+    # == operations: time =====================================================================================
+
+    @operation
+    def wait(self, *, ticks: int, how: str) -> None:
+        """Let time pass.
+
+        Args:
+            ticks: How much.
+            how: "punctual": every timer is called when it asks for it. "late": the egress is called only for what
+                arrives, and at the end. "asleep": both ends are called at the end only.
+        """
+        end = self.ticks + ticks
+        while how != "asleep" and (due := self._next_due(how)) is not None and due < end:
+            self.ticks = max(self.ticks, due)
+            self._tick(how)
+        self.ticks = end
+        self._wall_ms += ticks * 1_000 // 64
+        self._tick("punctual")
+        for ingress in self.ingresses:
+            if how == "punctual" and ingress.running and ingress.reads is not None:
+                assert self.now_s - ingress.reads.last_said_s <= HEARTBEAT_TICKS * TICK_S, "GC-TIME-1"
+        self._check()
+
+    @operation
+    def step_back(self, *, ticks: int) -> None:
+        """Both ends are told a time that has passed already (GC-TIME-4)."""
+        earlier = self.now_s - ticks * TICK_S
+        for ingress in self.ingresses:
+            if ingress.running and ingress.sender is not None:
+                assert ingress.sender.handle_timeout(earlier) == []
+        self._receiver.handle_timeout(earlier)
+        self._oracle.pass_time(earlier)
+        self._feed(list(self._overheard)[-1:], earlier)
+        self._check()
+
+    @operation
+    def settle(self) -> None:
+        """The faults stop; then everything that is owed is settled (the promise of progress, GC-MOD-3, GC-MOD-4)."""
+        while self._gap.under_way:
+            self.wait(ticks=16, how="punctual")
+        self.wait(ticks=4 * OWN_TIMEOUT_TICKS, how="punctual")
+        epoch = self._receiver.epoch
+        running = {ingress.epoch: host for host, ingress in enumerate(self.ingresses) if ingress.running}
+        if epoch not in running:
+            assert max(running, default=0) <= epoch, "a newcomer must have taken the link by now (GC-SESS-7)"
+        else:
+            sent = self._sessions[epoch]
+            assert self._receiver.next_message == len(sent.messages), "GC-DLV-10"
+            assert (self._receiver.held_messages, self._receiver.held_bytes) == (0, 0)
+            assert self._ledger.records[epoch] == sent.records, "GC-DLV-13"
+            delivered = self._ledger.delivered[epoch]
+            self.send(host=running[epoch], parts=[[0, 1]], plain=1, size=500, commit=True, strokes=[])
+            assert self._ledger.delivered[epoch] == delivered + 1, "GC-MOD-3"
+        self._ledger.check_located()
+
+    # == how it works =========================================================================================
+
+    def _begin_egress_life(self, *, accepted: Accepted) -> None:
+        saved = self._saved
+        self._receiver = LinkReceiver(
+            ReceiverSettings(
+                link_id=LINK_ID,
+                interruption_timeout_s=self._limits.interruption_timeout_s,
+                reorder_timeout_s=self._limits.reorder_timeout_s,
+                reassembly_bytes_max=self._limits.reassembly_bytes_max,
+                message_bytes_max=self._limits.message_bytes_max,
+            ),
+            now_s=self.now_s,
+            resume=saved,
+        )
+        stored = None
+        if saved is not None:
+            stored = Stored(
+                epoch=saved.epoch,
+                next_message=saved.next_message,
+                next_record=saved.next_record,
+                positions=dict(saved.positions),
+            )
+        self._oracle = ReceiverOracle(self._limits, charge, now_s=self.now_s, stored=stored)
+        self._ledger = Ledger(
+            sessions=self._sessions, logs=self._logs, accepted=accepted, saved=saved, reach=self._reach
+        )
+        self._fed = 0
+        self._drops_reached: set[str] = set()
+
+    def _read_source(self, ingress: Ingress, partition: int, count: int) -> Run:
+        """The next records of a partition, as a run."""
+        stream = f"{ingress.name}-records"
+        log = self._logs.setdefault((stream, partition), [])
+        at = ingress.read.get(partition, 0)
+        while len(log) < at + count:
+            # Every third position holds no record: a transaction marker, a compacted record.
+            log.append((log[-1] if log else partition) + (2 if len(log) % 3 == 2 else 1))
+        previous = ingress.last_sent.get(partition, log[at - 1] if at else -1)
+        ingress.read[partition] = at + count
+        ingress.last_sent[partition] = log[at + count - 1]
+        return Run(stream, partition, previous, log[at], log[at + count - 1], count)
+
+    def _transmit(self, ingress: Ingress, bursts: Iterable[Burst], strokes: Iterable[Stroke] = ()) -> None:
+        assert ingress.reads is not None
+        datagrams = [datagram for burst in bursts for datagram in datagrams_of(burst)]
+        for datagram in datagrams:
+            ingress.reads.read(datagram, self.now_s)
+        self._overheard += datagrams
+        fates: dict[int, Fate] = {}
+        for kind, where, count, amount in strokes:
+            first = where * len(datagrams) // 1_000
+            for place in range(first, min(first + count, len(datagrams))):
+                if kind in ("spoil", "contradict"):
+                    datagrams[place] = forged(kind, datagrams[place], amount)
+                else:
+                    fates[place] = fate_of(kind, amount)
+        self._gap.send(datagrams, self.now_s, fates)
+
+    def _arrive(self) -> None:
+        self._feed(self._gap.arrive(self.now_s), self.now_s)
+
+    def _feed(self, datagrams: list[bytes], told_s: float) -> None:
+        for burst in bursts_of(datagrams, self._burst_max):
+            self._receiver.receive(burst, told_s)
+            burst.slab.flat[:] = 0xA5  # it may be reused at once
+        for datagram in datagrams:
+            self._oracle.receive(datagram, told_s)
+        self._fed += len(datagrams)
+
+    def _next_due(self, how: str) -> int | None:
+        times = [i.sender.next_deadline_s() for i in self.ingresses if i.running and i.sender is not None]
+        times.append(self._gap.next_arrival_s)
+        if how == "punctual":
+            times.append(self._receiver.next_deadline_s())
+        return min((round(time / TICK_S) for time in times if time is not None), default=None)
+
+    def _tick(self, how: str) -> None:
+        self._senders_due()
+        self._arrive()
+        if how == "punctual":
+            self._receiver.handle_timeout(self.now_s)
+            self._oracle.pass_time(self.now_s)
+            deadline = self._receiver.next_deadline_s()
+            assert deadline is None or deadline > self.now_s, "a timer that was called is still due"
+            owed = self._oracle.next_timer()
+            assert owed is None or (deadline is not None and deadline <= owed[0]), "a timer is not asked for"
+
+    def _senders_due(self) -> None:
+        for ingress in self.ingresses:
+            if ingress.running and ingress.sender is not None:
+                self._transmit(ingress, ingress.sender.handle_timeout(self.now_s))
+                deadline = ingress.sender.next_deadline_s()
+                assert deadline is not None
+                assert deadline > self.now_s
+
+    def _check(self) -> None:
+        """Compare the egress with its oracle, and what it says with what was sent."""
+        receiver, owed = self._receiver, self._oracle
+        receiver.handle_timeout(self.now_s)
+        owed.pass_time(self.now_s)
+        events = receiver.take_events()
+        for event in events:
+            self._ledger.enter(event, owed.chains_begun)
+        told, due = _by_topic(map(_plain, events)), _by_topic(owed.take_events())
+        for topic, says in due.items():
+            assert told[topic] == says, topic
+        dropped = {reason.name.lower(): count for reason, count in receiver.counters.dropped.items() if count}
+        assert dropped == dict(owed.dropped), "GC-MOD-5"
+        assert receiver.counters.datagrams == self._fed == owed.used + sum(dropped.values()), "GC-MOD-5"
+        assert receiver.datagrams_missed == owed.missed, "GC-DLV-12"
+        assert (receiver.next_message, receiver.next_record) == (owed.next, owed.records_seen)
+        assert (receiver.epoch, receiver.state.value) == (owed.followed, owed.state)
+        assert receiver.conflict == owed.conflict, "GC-SESS-11"
+        assert receiver.silent_s(self.now_s) == self.now_s - owed.last_heard
+        assert (receiver.held_bytes, receiver.held_messages) == (owed.held_bytes, len(owed.held))
+        assert receiver.held_bytes <= self._limits.reassembly_bytes_max, "GC-LIM-1"
+        assert receiver.held_messages <= MESSAGES_HELD_MAX, "GC-LIM-1"
+        for reason in dropped.keys() - self._drops_reached:
+            self._reach(f"dropped {reason}")
+        self._drops_reached |= dropped.keys()
+
+    def _reach(self, name: str) -> None:
+        self.reached[name] += 1
+        self._mark(name)
+
+
+def _plain(event: Event) -> oracle.Event:  # noqa: PLR0911 - one answer for each kind
+    """An event of the core as the oracle tells it."""
+    match event:
+        case SessionFollowed():
+            return ("followed", event.epoch, event.previous_epoch, event.reason.name)
+        case SessionEnded():
+            return ("ended", event.epoch, event.messages_sent, event.records_sent)
+        case LinkInterrupted():
+            return ("interrupted", event.epoch)
+        case LinkRestored():
+            return ("restored", event.silent_s)
+        case ConflictDetected():
+            return ("conflict", event.epoch, event.rival_epoch)
+        case ConflictCleared():
+            return ("cleared", event.rival_epoch)
+        case ForeignLinkDetected():
+            return ("foreign", event.link_id)
+        case MessagesLost():
+            return ("lost", event.epoch, event.first, event.last, event.cause.name.lower())
+        case RecordsLost():
+            return ("records lost", event.epoch, event.count)
+        case RecordsMissing():
+            return ("missing", event.epoch, event.stream, event.partition, event.first, event.last)
+        case MessageDelivered():
+            runs = tuple(map(plain_run, event.runs))
+            already = dict(event.already_delivered)
+            head = (event.epoch, event.number, event.first_record, event.record_count)
+            return ("delivered", *head, runs, already, bytes(event.body))
+
+
+_TOPICS = {
+    "followed": "session",
+    "ended": "session",
+    "interrupted": "liveness",
+    "restored": "liveness",
+    "conflict": "rivals",
+    "cleared": "rivals",
+    "foreign": "foreign links",
+}
+
+
+def _by_topic(events: Iterable[oracle.Event]) -> dict[str, list[oracle.Event]]:
+    """Events by what they are about, each topic in order.
+
+    What is lost is told message by message, and lost records are added up between two deliveries: timers that are
+    called late say in one piece what they would have said in several.
+    """
+    topics: dict[str, list[oracle.Event]] = {topic: [] for topic in ("data", *_TOPICS.values())}
+    data = topics["data"]
+    records: Counter[int] = Counter()
+    for event in events:
+        kind = event[0]
+        if kind in _TOPICS:
+            topics[_TOPICS[kind]].append(event)
+        elif kind == "lost":
+            _, epoch, first, last, cause = event
+            data += [("lost", epoch, number, cause) for number in range(first, last + 1)]
+        elif kind == "records lost":
+            records[event[1]] += event[2]
+        elif kind == "delivered":
+            data += [("records lost", *count) for count in sorted(records.items())]
+            data.append(event)
+            records.clear()
+        else:
+            data.append(event)
+    data += [("records lost", *count) for count in sorted(records.items())]
+    return topics
