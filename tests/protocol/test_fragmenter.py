@@ -1,0 +1,95 @@
+"""Messages are cut by the formulas of spec/delivery.md, into datagrams that are the same as those made by hand."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gapconn.protocol.fragmenter import Fragmenter, cut_of
+from gapconn.protocol.registry import MESSAGE_BYTES_MAX, SYMBOLS_PER_BLOCK_MAX
+from gapconn.protocol.wire import OVERHEAD_BYTES, ROWS_MAX, SLAB_BYTES, Header, Slab
+from tests.protocol.frames import LINK_ID, Session, split
+
+lengths = st.one_of(st.integers(33, 5_000), st.integers(33, MESSAGE_BYTES_MAX))
+symbols_max = st.one_of(st.integers(65, 1_500), st.integers(65, 65_451))
+
+
+@given(lengths, symbols_max, st.integers(1, ROWS_MAX))
+@settings(deadline=None, max_examples=300)
+@pytest.mark.req("GC-DLV-2", "GC-WIRE-6")
+def test_symbols_are_as_few_as_can_be_and_equal(length: int, symbol_bytes_max: int, rows_max: int) -> None:
+    cut = cut_of(length, symbol_bytes_max, rows_max)
+    assert 1 <= cut.symbol_bytes <= symbol_bytes_max
+    assert cut.symbols == -(-length // cut.symbol_bytes) <= -(-length // symbol_bytes_max)
+    assert cut.symbols * cut.symbol_bytes - length < cut.symbols, "less than one byte per symbol is wasted"
+    assert 1 <= cut.rows <= rows_max
+    assert cut.rows * (cut.symbol_bytes + OVERHEAD_BYTES) <= SLAB_BYTES
+    assert 0 < cut.block_symbols < SYMBOLS_PER_BLOCK_MAX
+    assert cut.block_symbols % cut.rows == 0
+
+
+@pytest.mark.parametrize(
+    ("length", "symbol_bytes_max", "symbol_bytes", "symbols"),
+    [
+        pytest.param(33, 1_416, 33, 1, id="the shortest message"),
+        pytest.param(1_416, 1_416, 1_416, 1, id="one full symbol"),
+        pytest.param(1_417, 1_416, 709, 2, id="one byte more"),
+        pytest.param(2_832, 1_416, 1_416, 2, id="two full symbols"),
+        pytest.param(10, 4, 4, 3, id="the last symbol is filled up"),
+        pytest.param(50, 7, 7, 8, id="no fill to spare"),
+        pytest.param(51, 5, 5, 11, id="a prime cut"),
+        pytest.param(9_000, 1_000, 1_000, 9, id="no remainder"),
+    ],
+)
+@pytest.mark.req("GC-DLV-2")
+def test_cuts_worked_out_by_hand(length: int, symbol_bytes_max: int, symbol_bytes: int, symbols: int) -> None:
+    cut = cut_of(length, symbol_bytes_max)
+    assert (cut.symbol_bytes, cut.symbols) == (symbol_bytes, symbols)
+
+
+@given(
+    length=st.one_of(st.integers(33, 300), st.integers(33, 40_000)),
+    symbol_bytes_max=st.integers(65, 700),
+    rows_max=st.integers(1, ROWS_MAX),
+    number=st.integers(0, 2**40),
+    sequence=st.integers(2**41, 2**42),
+)
+@settings(deadline=None)
+@pytest.mark.req("GC-DLV-2", "GC-WIRE-1", "GC-WIRE-5")
+def test_the_datagrams_are_those_made_by_hand(
+    length: int, symbol_bytes_max: int, rows_max: int, number: int, sequence: int
+) -> None:
+    message = bytes(i % 251 for i in range(length))
+    cut = cut_of(length, symbol_bytes_max, rows_max)
+    by_hand = Session(
+        epoch=9,
+        symbol_bytes=cut.symbol_bytes,
+        block_symbols=cut.block_symbols,
+        sequence=sequence,
+        messages=number,
+    ).symbols(message)
+    fragmenter = Fragmenter(bytearray(message), cut=cut, link_id=LINK_ID, epoch=9, number=number)
+    built: list[bytes] = []
+    left = fragmenter.bursts_left
+    assert left == -(-cut.symbols // cut.rows)
+    slab = Slab()
+    while fragmenter.bursts_left:
+        burst = fragmenter.build(slab, sequence + len(built))
+        built += split(burst)
+        left -= 1
+        assert fragmenter.bursts_left == left
+    assert built == by_hand
+
+
+def test_a_burst_never_spans_two_blocks() -> None:
+    """So that all its headers are equal but for sequence and index."""
+    length = 1_000 * 65
+    cut = cut_of(length, 65, 44)
+    fragmenter = Fragmenter(bytearray(length), cut=cut, link_id=1, epoch=1, number=0)
+    blocks = []
+    while fragmenter.bursts_left:
+        headers = [Header.unpack(datagram) for datagram in split(fragmenter.build(Slab(), 0))]
+        assert len({(header.block, header.source_symbols) for header in headers}) == 1
+        blocks.append((headers[0].block, headers[0].source_symbols))
+    assert sorted(set(blocks)) == [(0, 220), (220, 220), (440, 220), (660, 220), (880, 120)]
