@@ -391,7 +391,7 @@ class _Session:
         if self._config.oversized == "stop":
             self._ended = SourceError(
                 f"the record at offset {offset} of partition {number} of topic {topic!r} takes about {size} bytes, but "
-                f"a message of this link at most {self._outlet.batch_bytes_max}: raise the link's largest message, or "
+                f"a message of this link at most {self._outlet.batch_bytes_max}: raise message_bytes_max in [link], or "
                 'set oversized = "skip" in [source] to leave such records out'
             )
             return False

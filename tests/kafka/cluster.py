@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import attrs
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource  # type: ignore[attr-defined]  # exported without saying so
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 
@@ -39,7 +39,8 @@ class Cluster:
     def create_topic(self, *, name: str | None = None, partitions: int = 1, **config: str) -> str:
         """A new topic; settings with `_` for `.`; without a name, one that no other test has."""
         topic = name or self.name()
-        settings = {key.replace("_", "."): value for key, value in config.items()}
+        # Tests use old timestamps, which a broker may take for expired.
+        settings = {"retention.ms": "-1"} | {key.replace("_", "."): value for key, value in config.items()}
         _wait(self._admin.create_topics([NewTopic(topic, partitions, 1, config=settings)]))
         deadline = time.monotonic() + TIMEOUT_S
         while topic not in self._admin.list_topics(timeout=TIMEOUT_S).topics and time.monotonic() < deadline:
@@ -109,7 +110,9 @@ class Cluster:
         while ends < len(partitions):
             assert time.monotonic() < deadline
             for message in consumer.consume(1000, 0.1 if not entries else 0.02):
-                if message.error() is not None:
+                error = message.error()
+                if error is not None:
+                    assert error.code() == KafkaError._PARTITION_EOF, error
                     ends += 1
                     continue
                 entries.append(
