@@ -18,7 +18,6 @@ from pathlib import Path
 import attrs
 import structlog
 import trio
-from trio_util import AsyncValue
 
 from gapconn.admin.ingress_view import IngressView
 from gapconn.admin.server import serve_admin
@@ -47,9 +46,9 @@ SLABS = VOLLEY_BURSTS_MAX * (VOLLEYS_HELD_MAX + 2)
 
 @attrs.frozen
 class _Queued:
-    """A batch on its way from the source."""
+    """A batch on its way from the source; or nothing, to learn when everything before it was sent."""
 
-    batch: Batch
+    batch: Batch | None
     on_sent: Callable[[], None] | None
 
 
@@ -60,8 +59,8 @@ class _Volley:
     bursts: list[Burst]
     pooled: bool
     """Whether the slabs belong to the pool."""
-    completes: _Queued | None = None
-    """The batch whose last datagrams these are."""
+    on_sent: Callable[[], None] | None = None
+    """To be called when the kernel took them."""
 
 
 def batch_bytes_at(link: Link) -> int:
@@ -101,8 +100,6 @@ class Ingress:
         )
         self.source_type = section.type
         self.started_at_s = trio.current_time()
-        self.sent = AsyncValue(0)
-        """Batches of which the kernel took every datagram."""
         self._handed_over = 0
         self._source = section.plugin_class(section.config, self.context)
         self._pacer = Pacer(pair.link.rate_bps, header_bytes)
@@ -133,13 +130,16 @@ class Ingress:
 
     async def send(self, batch: Batch, on_sent: Callable[[], None] | None = None) -> None:
         """Take a batch from the source."""
-        self._handed_over += 1
         await self._batches_in.send(_Queued(batch, on_sent))
+        self._handed_over += 1
 
     async def flush(self) -> None:
         """Wait until the kernel has taken everything handed over so far."""
-        owed = self._handed_over
-        await self.sent.wait_value(lambda sent: sent >= owed)
+        # Asked through the channels, which keep the order. Counts would have to know of a batch whose sending was
+        # cancelled, and of those that wait for a place.
+        sent = trio.Event()
+        await self._batches_in.send(_Queued(None, sent.set))
+        await sent.wait()
 
     # -- The tasks -------------------------------------------------------------------------------------------
 
@@ -161,12 +161,15 @@ class Ingress:
     async def fragmenter(self) -> None:
         """Make messages of batches and bursts of messages; behind the last one, end the session."""
         async for queued in self._batches_out:
+            if queued.batch is None:
+                await self._volleys_in.send(_Volley([], pooled=False, on_sent=queued.on_sent))
+                continue
             self._compose(queued.batch)
             while left := self.core.bursts_left:
                 slabs = [await self._pool.take() for _ in range(min(left, self._volley_bursts))]
                 bursts = [burst for slab in slabs if (burst := self.core.next_burst(slab)) is not None]
-                completes = None if self.core.bursts_left else queued
-                await self._volleys_in.send(_Volley(bursts, pooled=True, completes=completes))
+                on_sent = None if self.core.bursts_left else queued.on_sent
+                await self._volleys_in.send(_Volley(bursts, pooled=True, on_sent=on_sent))
         async with self._volleys_in:
             shutdown = self.core.stop()
             self._nap.cancel()
@@ -194,17 +197,16 @@ class Ingress:
         """Send volleys at the configured rate; tell the source what the kernel took (GC-DLV-1)."""
         async for volley in self._volleys_out:
             for burst in volley.bursts:
-                now_s = trio.current_time()
-                send_at_s = self._pacer.send_at(now_s, burst.count, burst.count * burst.datagram_bytes)
-                if send_at_s > now_s:
-                    await trio.sleep_until(send_at_s)
+                size_bytes = burst.count * burst.datagram_bytes
+                ready_at_s = self._pacer.ready_at(burst.count, size_bytes)
+                if ready_at_s > trio.current_time():
+                    await trio.sleep_until(ready_at_s)
                 await self.socket.send(burst)
+                self._pacer.sent(trio.current_time(), burst.count, size_bytes)
                 if volley.pooled:
                     self._pool.give(burst.slab)
-            if volley.completes is not None:
-                if volley.completes.on_sent is not None:
-                    volley.completes.on_sent()
-                self.sent.value += 1
+            if volley.on_sent is not None:
+                volley.on_sent()
         counters = self.core.counters
         self.log.info("session_closed", messages=counters.messages, records=counters.records)
 
@@ -237,7 +239,7 @@ async def serve_ingress(pair: Pair) -> None:
     if pair.source is None:
         raise ConfigError(["[source]: the section is missing, and the ingress needs it"])
     log = structlog.get_logger().bind(link=pair.link.name)
-    family, target = await resolve(pair.link.address)
+    family, target = await resolve(pair.link.address, "link.address")
     state = await trio.to_thread.run_sync(
         IngressState.open, Path(pair.link.state_directory), pair.link.name, pair.link.id
     )
@@ -281,7 +283,7 @@ async def serve_ingress(pair: Pair) -> None:
 async def _run_until_stopped(ingress: Ingress) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_on_signal, ingress, signals, name="ingress.signals")
+            nursery.start_soon(_stop_on_signal, ingress, signals, nursery, name="ingress.signals")
             if ingress.pair.admin is not None:
                 bound = await nursery.start(serve_admin, ingress.pair.admin.listen, IngressView(ingress))
                 ingress.log.info("admin_listening", address=str(bound))
@@ -289,13 +291,20 @@ async def _run_until_stopped(ingress: Ingress) -> None:
             nursery.cancel_scope.cancel()
 
 
-async def _stop_on_signal(ingress: Ingress, signals: AsyncIterator[int]) -> None:
-    grace_s = ingress.pair.link.shutdown_grace_s
+async def _stop_on_signal(ingress: Ingress, signals: AsyncIterator[int], nursery: trio.Nursery) -> None:
+    # Every signal is taken, also those that say it again: Trio gives back what is left at the end, and that would kill
+    # a process that is just ending well.
     async for number in signals:
-        ingress.log.info("stopping", signal=signal.Signals(number).name, grace_s=grace_s)
-        ingress.stop()
-        await trio.sleep(grace_s)
-        raise LinkError(
-            f"not everything could be sent within link.shutdown_grace ({grace_s:g} s); a source that remembers what "
-            "was acknowledged reads the rest again at the next start"
-        )
+        ingress.log.info("stopping", signal=signal.Signals(number).name, grace_s=ingress.pair.link.shutdown_grace_s)
+        if not ingress.stopping:
+            ingress.stop()
+            nursery.start_soon(_end_grace, ingress, name="ingress.grace")
+
+
+async def _end_grace(ingress: Ingress) -> None:
+    grace_s = ingress.pair.link.shutdown_grace_s
+    await trio.sleep(grace_s)
+    raise LinkError(
+        f"not everything could be sent within link.shutdown_grace ({grace_s:g} s); a source that remembers what "
+        "was acknowledged reads the rest again at the next start"
+    )
