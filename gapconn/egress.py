@@ -5,15 +5,15 @@
 
 Each box is a task, each arrow is bounded. What a task decides about the protocol, it asks `LinkReceiver`. The receiver
 never waits for the sink: when the sink is slower than the link for too long, the newest messages are refused, counted
-and logged with their records. When the process is told to stop, it stops listening and drains what it holds to the
-sink.
+and logged with their records. When the process is told to stop, it takes what the kernel has received by then, and
+drains what it holds to the sink.
 """
 
 from __future__ import annotations
 
 import signal
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import attrs
@@ -30,10 +30,10 @@ from gapconn.link.udp import RECEIVE_SLAB_BYTES, UdpReceiver, resolve
 from gapconn.plugins import Context
 from gapconn.progress import ProgressTracker
 from gapconn.protocol.events import MessageDelivered, MessagesLost
-from gapconn.protocol.receiver import LinkReceiver, ReceiverSettings
+from gapconn.protocol.receiver import LinkReceiver, Progress, ReceiverSettings
 from gapconn.protocol.registry import LossCause
 from gapconn.protocol.wire import Burst, Slab
-from gapconn.record import Batch, Records, decode_batch
+from gapconn.record import Batch, Chunk, Records, decode_batch
 from gapconn.sinks import Delivery
 from gapconn.store.state import EgressState
 from gapconn.units import format_bytes
@@ -41,8 +41,12 @@ from gapconn.units import format_bytes
 ARRIVALS_HELD_MAX = 2
 """Filled slabs between receiver and reassembler; behind them the kernel's receive buffer takes over."""
 SLABS = ARRIVALS_HELD_MAX + 2
+WAITING_OVERHEAD_BYTES = 1024
+"""What a message that waits for the sink takes beside its body."""
 WATCH_INTERVAL_S = 0.02
 """How late a timer may be noticed."""
+LAST_RECEIVE_S = 1.0
+"""How long an egress that was told to stop still takes what the kernel has received."""
 CHECKPOINT_INTERVAL_S = 0.1
 """How often progress is stored; what a killed egress delivered since is reported as `while_away`."""
 
@@ -55,48 +59,107 @@ class _Arrival:
     bursts: list[Burst]
 
 
+@attrs.frozen
+class _Waiting:
+    """A message that waits for the sink."""
+
+    message: MessageDelivered
+    accept: Callable[[], None]
+    lost_before: int
+    size_bytes: int
+
+
 @attrs.define
 class SinkQueue:
-    """What waits for the sink: in order, bounded in bytes (gapconn.sinks.Inlet)."""
+    """What waits for the sink: in order, bounded in bytes (gapconn.sinks.Inlet).
+
+    Messages wait as they came: decoded, small records take several times their size.
+    """
 
     bytes_max: int
     events: EventLog
     bytes: int = 0
-    _held: deque[tuple[Delivery, int]] = attrs.field(factory=deque)
+    """Memory of what waits."""
+    _waiting: deque[_Waiting] = attrs.field(factory=deque)
+    _lost_before: int = 0
     _closed: bool = False
     _changed: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
 
-    def offer(self, delivery: Delivery, size_bytes: int) -> bool:
-        """Take `delivery`, unless it does not fit; a single one always does."""
-        if self._held and self.bytes + size_bytes > self.bytes_max:
+    def offer(self, message: MessageDelivered, accept: Callable[[], None], lost_before: int) -> bool:
+        """Take `message`, unless there is no room for it; a single one always has room."""
+        size_bytes = len(message.body) + WAITING_OVERHEAD_BYTES
+        if self._waiting and self.bytes + size_bytes > self.bytes_max:
             return False
-        self._held.append((delivery, size_bytes))
+        self._waiting.append(_Waiting(message, accept, lost_before, size_bytes))
         self.bytes += size_bytes
         self._changed.unpark_all()
         return True
 
     def close(self) -> None:
-        """No more deliveries: the sink's loop ends behind those that are held."""
+        """No more messages: the sink's loop ends behind those that wait."""
         self._closed = True
         self._changed.unpark_all()
 
     @property
     def drained(self) -> bool:
         """Whether it is closed and empty."""
-        return self._closed and not self._held
+        return self._closed and not self._waiting
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._waiting)
 
-    async def __aiter__(self) -> AsyncIterator[Delivery]:
+    def __aiter__(self) -> AsyncIterator[Delivery]:
+        # Not an async generator: a sink may leave its loop at any time, and those must be closed.
+        return self
+
+    async def __anext__(self) -> Delivery:
+        await trio.lowlevel.checkpoint_if_cancelled()
         while True:
-            while self._held:
-                delivery, size_bytes = self._held.popleft()
-                self.bytes -= size_bytes
-                yield delivery
-            if self._closed:
-                return
-            await self._changed.park()
+            while not self._waiting:
+                if self._closed:
+                    raise StopAsyncIteration
+                await self._changed.park()
+            waiting = self._waiting.popleft()
+            self.bytes -= waiting.size_bytes
+            self._lost_before += waiting.lost_before
+            try:
+                batch = self._batch(waiting.message)
+            except RemoteProtocolError as error:
+                self.events.message_refused(waiting.message, LossCause.DAMAGED, str(error))
+                self._lost_before += 1
+                waiting.accept()
+                continue
+            if not batch.parts:  # all of it was delivered before
+                waiting.accept()
+                continue
+            lost_before, self._lost_before = self._lost_before, 0
+            return Delivery(
+                epoch=waiting.message.epoch,
+                message=waiting.message.number,
+                lost_before=lost_before,
+                batch=batch,
+                accept=waiting.accept,
+            )
+
+    def _batch(self, message: MessageDelivered) -> Batch:
+        batch = decode_batch(message.body)
+        return self._without_delivered(batch, message) if message.already_delivered else batch
+
+    def _without_delivered(self, batch: Batch, message: MessageDelivered) -> Batch:
+        """The batch without the records that an ingress sent again (GC-DLV-15)."""
+        parts: list[Records | Chunk] = []
+        for part in batch.parts:
+            delivered = (
+                message.already_delivered.get((part.stream, part.partition)) if isinstance(part, Records) else None
+            )
+            if delivered is None or not isinstance(part, Records):
+                parts.append(part)
+                continue
+            rest = part.after(delivered)
+            self.events.duplicates_dropped(part.stream, part.partition, len(part.positions) - len(rest.positions))
+            if rest.positions:
+                parts.append(rest)
+        return Batch(origin=batch.origin, parts=parts)
 
     def lost(self, *, stream: str, first: int, last: int, reason: str) -> None:
         """The sink reports what will never reach the target."""
@@ -116,7 +179,14 @@ class Egress:
     """
 
     def __init__(
-        self, pair: Pair, section: SinkSection, core: LinkReceiver, udp: UdpReceiver, state: EgressState
+        self,
+        pair: Pair,
+        section: SinkSection,
+        core: LinkReceiver,
+        udp: UdpReceiver,
+        state: EgressState,
+        *,
+        resume: Progress | None,
     ) -> None:
         self.pair = pair
         self.core = core
@@ -130,7 +200,7 @@ class Egress:
         # A gap that ends releases all that waited behind it at once. That was counted as reassembly memory before, so
         # it must not be what fills the queue.
         self.queue = SinkQueue(pair.link.sink_buffer_bytes + pair.link.reassembly_bytes_max, self.events)
-        self.progress = ProgressTracker()
+        self.progress = ProgressTracker(resume)
         self._state = state
         self._sink = section.plugin_class(section.config, self.context)
         self._pool = SlabPool(SLABS, RECEIVE_SLAB_BYTES)
@@ -138,23 +208,41 @@ class Egress:
         self._lost_before = 0
         self._listening = trio.CancelScope()
         self._watching = trio.CancelScope()
+        self._storing = trio.CancelScope()
 
     async def run(self) -> None:
         """All tasks, until it was asked to stop and everything held was handed to the sink."""
-        async with trio.open_nursery() as nursery:
-            for task in (self.receiver, self.reassembler, self.sink, self.watchdog, self.checkpoint):
-                nursery.start_soon(task, name=f"egress.{task.__name__}")
+        try:
+            async with trio.open_nursery() as nursery:
+                for task in (self.receiver, self.reassembler, self.sink, self.watchdog, self.checkpoint):
+                    nursery.start_soon(task, name=f"egress.{task.__name__}")
+        finally:
+            # Also when it fails: what is known is told, and what was delivered is not called lost at the next start.
+            self.events.tell_all()
+            await self._save()
 
     # -- The tasks -------------------------------------------------------------------------------------------
 
     async def receiver(self) -> None:
-        """Move what the kernel holds into slabs."""
+        """Move what the kernel holds into slabs; when told to stop, until it holds nothing more."""
         async with self._arrivals_in:
-            with self._listening:
-                while True:
-                    slab = await self._pool.take()
-                    bursts = await self.socket.receive(slab)
-                    await self._arrivals_in.send(_Arrival(slab, bursts))
+            while not self.stopping:
+                with trio.CancelScope() as self._listening:
+                    await self.socket.wait_readable()
+                await self._receive()
+            until_s = trio.current_time() + LAST_RECEIVE_S
+            while await self._receive() and trio.current_time() < until_s:
+                pass
+
+    async def _receive(self) -> bool:
+        """Move what the kernel holds, as much as a slab takes; whether it held anything."""
+        slab = await self._pool.take()
+        bursts = self.socket.receive(slab)
+        if bursts:
+            await self._arrivals_in.send(_Arrival(slab, bursts))
+        else:
+            self._pool.give(slab)
+        return bool(bursts)
 
     async def reassembler(self) -> None:
         """Make messages of bursts; behind the last burst, hand over what is complete."""
@@ -172,10 +260,10 @@ class Egress:
         """Run the sink until the queue is closed and empty."""
         self.log.info("sink_started", type=self.sink_type)
         await self._sink.run(self.queue)
-        if not self.stopping:
+        if not self.queue.drained:
             raise SinkError(f"the {self.sink_type} sink ended by itself")
-        self.events.tell_all()
         self.log.info("sink_drained", records=self.core.counters.records)
+        self._storing.cancel()
 
     async def watchdog(self) -> None:
         """Notice what is due by time: silence, missing messages."""
@@ -187,20 +275,21 @@ class Egress:
                 self.events.tell_gathered(trio.current_time())
 
     async def checkpoint(self) -> None:
-        """Store the progress now and then, and once more at the end (GC-DLV-18)."""
-        while not (self.queue.drained and self.progress.settled):
-            await trio.sleep(CHECKPOINT_INTERVAL_S)
-            await self._save()
-        await self._save()
+        """Store the progress now and then, as long as the sink runs (GC-DLV-18); `run` does it once more at the end."""
+        with self._storing:
+            while True:
+                await trio.sleep(CHECKPOINT_INTERVAL_S)
+                await self._save()
 
     # -- What became of it -----------------------------------------------------------------------------------
 
     async def _save(self) -> None:
-        save = self.progress.take()
-        if save is not None:
-            await trio.to_thread.run_sync(
-                self._state.save, save.epoch, save.next_message, save.next_record, save.positions
-            )
+        with trio.CancelScope(shield=True):  # what was taken out of the tracker is stored
+            save = self.progress.take()
+            if save is not None:
+                await trio.to_thread.run_sync(
+                    self._state.save, save.epoch, save.next_message, save.next_record, save.positions
+                )
 
     def _handle_events(self) -> None:
         for event in self.core.take_events():
@@ -208,27 +297,15 @@ class Egress:
                 self._hand_over(event)
             else:
                 self.events.happened(event)
+                self.progress.happened(event)
                 if isinstance(event, MessagesLost):
                     self._lost_before += event.last - event.first + 1
-                    self.progress.settle(event.epoch, event.last + 1)
 
     def _hand_over(self, message: MessageDelivered) -> None:
         accept = self.progress.expect(message)
         if not message.body:
             accept()
-            return
-        try:
-            batch = decode_batch(message.body)
-        except RemoteProtocolError as error:
-            self.events.message_refused(message, LossCause.DAMAGED, str(error))
-            accept()
-            return
-        if message.already_delivered:
-            batch = self._without_delivered(batch, message)
-        delivery = Delivery(
-            epoch=message.epoch, message=message.number, lost_before=self._lost_before, batch=batch, accept=accept
-        )
-        if self.queue.offer(delivery, len(message.body)):
+        elif self.queue.offer(message, accept, self._lost_before):
             self._lost_before = 0
         else:
             self._lost_before += 1
@@ -236,22 +313,6 @@ class Egress:
                 message, LossCause.REFUSED, "the sink is slow, and link.sink_buffer_bytes are held for it"
             )
             accept()
-
-    def _without_delivered(self, batch: Batch, message: MessageDelivered) -> Batch:
-        """The batch without the records that an ingress sent again (GC-DLV-15)."""
-        parts = []
-        for part in batch.parts:
-            position = (
-                message.already_delivered.get((part.stream, part.partition)) if isinstance(part, Records) else None
-            )
-            if position is None or not isinstance(part, Records):
-                parts.append(part)
-                continue
-            rest = part.after(position)
-            self.events.duplicates_dropped(part.stream, part.partition, len(part.positions) - len(rest.positions))
-            if rest.positions:
-                parts.append(rest)
-        return Batch(origin=batch.origin, parts=parts)
 
     def stop(self) -> None:
         """Ask for an orderly end."""
@@ -268,7 +329,7 @@ async def serve_egress(pair: Pair) -> None:
     if pair.sink is None:
         raise ConfigError(["[sink]: the section is missing, and the egress needs it"])
     log = structlog.get_logger().bind(link=pair.link.name)
-    family, listen = await resolve(pair.link.listen)
+    family, listen = await resolve(pair.link.listen, "link.bind" if pair.link.bind else "link.address")
     state = await trio.to_thread.run_sync(
         EgressState.open, Path(pair.link.state_directory), pair.link.name, pair.link.id
     )
@@ -295,7 +356,7 @@ async def serve_egress(pair: Pair) -> None:
                 receive_offload=udp.gro,
                 resumes_epoch=resume.epoch if resume else None,
             )
-            await _run_until_stopped(Egress(pair, pair.sink, core, udp, state))
+            await _run_until_stopped(Egress(pair, pair.sink, core, udp, state, resume=resume))
         finally:
             udp.close()
     finally:
@@ -305,7 +366,7 @@ async def serve_egress(pair: Pair) -> None:
 async def _run_until_stopped(egress: Egress) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_on_signal, egress, signals, name="egress.signals")
+            nursery.start_soon(_stop_on_signal, egress, signals, nursery, name="egress.signals")
             if egress.pair.admin is not None:
                 bound = await nursery.start(serve_admin, egress.pair.admin.listen, EgressView(egress))
                 egress.log.info("admin_listening", address=str(bound))
@@ -313,13 +374,20 @@ async def _run_until_stopped(egress: Egress) -> None:
             nursery.cancel_scope.cancel()
 
 
-async def _stop_on_signal(egress: Egress, signals: AsyncIterator[int]) -> None:
-    grace_s = egress.pair.link.shutdown_grace_s
+async def _stop_on_signal(egress: Egress, signals: AsyncIterator[int], nursery: trio.Nursery) -> None:
+    # Every signal is taken, also those that say it again: Trio gives back what is left at the end, and that would kill
+    # a process that is just ending well.
     async for number in signals:
-        egress.log.info("stopping", signal=signal.Signals(number).name, grace_s=grace_s)
-        egress.stop()
-        await trio.sleep(grace_s)
-        raise LinkError(
-            f"the sink did not take everything within link.shutdown_grace ({grace_s:g} s): {len(egress.queue)} "
-            "messages were not handed over; the next start reports them as lost while it was away"
-        )
+        egress.log.info("stopping", signal=signal.Signals(number).name, grace_s=egress.pair.link.shutdown_grace_s)
+        if not egress.stopping:
+            egress.stop()
+            nursery.start_soon(_end_grace, egress, name="egress.grace")
+
+
+async def _end_grace(egress: Egress) -> None:
+    grace_s = egress.pair.link.shutdown_grace_s
+    await trio.sleep(grace_s)
+    raise LinkError(
+        f"the sink did not take everything within link.shutdown_grace ({grace_s:g} s): {egress.progress.waiting} "
+        "messages were not accepted; the next start reports them as lost while it was away"
+    )

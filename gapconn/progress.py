@@ -7,77 +7,104 @@ from collections.abc import Callable
 
 import attrs
 
-from gapconn.protocol.events import MessageDelivered
+from gapconn.protocol.events import Event, FollowReason, MessageDelivered, MessagesLost, RecordsLost, SessionFollowed
 from gapconn.protocol.positions import StreamPartition
 from gapconn.protocol.receiver import Progress
 
 
 @attrs.define
-class _Expected:
-    """A message whose fate is open until it is accepted."""
+class _Step:
+    """What becomes of the progress when this, and all before it, is settled."""
 
     epoch: int
-    next_message: int
-    next_record: int | None
-    positions: dict[StreamPartition, int]
-    accepted: bool = False
+    next_message: int | None = None
+    """None leaves it as it is; for the next record too."""
+    next_record: int | None = None
+    positions: dict[StreamPartition, int] = attrs.field(factory=dict)
+    accepted: bool = True
+
+    def join(self, later: _Step) -> None:
+        """Take in the step behind this one."""
+        if later.epoch != self.epoch:
+            self.epoch, self.next_message, self.next_record = later.epoch, None, None
+        if later.next_message is not None:
+            self.next_message = later.next_message
+        if later.next_record is not None:
+            self.next_record = later.next_record
+        self.positions.update(later.positions)
 
 
 class ProgressTracker:
-    """Turns acceptances, in whatever order they come, into progress up to the first message not accepted."""
+    """Turns acceptances, in whatever order they come, into progress up to the first message not accepted.
 
-    def __init__(self) -> None:
-        self._open: deque[_Expected] = deque()
-        self._epoch = 0
-        self._next_message = 0
-        self._next_record = 0
-        self._positions: dict[StreamPartition, int] = {}
+    Args:
+        resume: The stored progress, on which the new one builds.
+    """
+
+    def __init__(self, resume: Progress | None = None) -> None:
+        self._open: deque[_Step] = deque()
+        self._done = _Step(resume.epoch, resume.next_message, resume.next_record) if resume else _Step(epoch=0)
         self._changed = False
 
     @property
-    def settled(self) -> bool:
-        """Whether nothing waits for its acceptance."""
-        return not self._open
+    def waiting(self) -> int:
+        """Messages that are not accepted yet."""
+        return sum(not step.accepted for step in self._open)
 
     def expect(self, message: MessageDelivered) -> Callable[[], None]:
         """`message` goes to the sink; the function to call when the sink has it for good."""
-        expected = _Expected(
+        step = _Step(
             epoch=message.epoch,
             next_message=message.number + 1,
             next_record=message.first_record + message.record_count,
-            positions={(run.stream, run.partition): run.last for run in message.runs},
+            positions=dict(message.positions),
+            accepted=False,
         )
-        self._open.append(expected)
+        self._open.append(step)
 
         def accept() -> None:
-            expected.accepted = True
+            step.accepted = True
             self._advance()
 
         return accept
 
+    def happened(self, event: Event) -> None:
+        """Take in what is settled without a sink: a new session, losses."""
+        match event:
+            case SessionFollowed() if event.reason is not FollowReason.RESUMED:
+                self._add(_Step(event.epoch, next_message=0, next_record=0))
+            case MessagesLost():
+                self.settle(event.epoch, event.last + 1)
+            case RecordsLost():
+                self._add(_Step(event.epoch, next_record=event.first + event.count))
+
     def settle(self, epoch: int, next_message: int) -> None:
         """The messages before `next_message` are lost: nothing waits for them."""
-        self._open.append(_Expected(epoch, next_message, None, {}, accepted=True))
-        self._advance()
+        self._add(_Step(epoch, next_message=next_message))
 
     def take(self) -> Progress | None:
         """The progress to store, with only the positions that changed; None if nothing did since the last call."""
         if not self._changed:
             return None
         self._changed = False
-        positions, self._positions = self._positions, {}
+        done = self._done
+        positions, done.positions = done.positions, {}
         return Progress(
-            epoch=self._epoch, next_message=self._next_message, next_record=self._next_record, positions=positions
+            epoch=done.epoch,
+            next_message=done.next_message or 0,
+            next_record=done.next_record or 0,
+            positions=positions,
         )
+
+    def _add(self, step: _Step) -> None:
+        self._open.append(step)
+        self._advance()
 
     def _advance(self) -> None:
         while self._open and self._open[0].accepted:
-            done = self._open.popleft()
-            if done.epoch != self._epoch:
-                self._next_record = 0
-            self._epoch = done.epoch
-            self._next_message = done.next_message
-            if done.next_record is not None:
-                self._next_record = done.next_record
-            self._positions.update(done.positions)
+            self._done.join(self._open.popleft())
             self._changed = True
+        # A sink that hangs must not make a list of all that is lost or refused meanwhile.
+        while len(self._open) > 1 and self._open[-1].accepted and self._open[-2].accepted:
+            last = self._open.pop()
+            self._open[-1].join(last)

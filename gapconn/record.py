@@ -125,6 +125,14 @@ def decode_batch(body: memoryview) -> Batch:
         RemoteProtocolError: `body` is not a batch (reason `malformed_batch`).
     """
     try:
-        return _decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        batch = _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError(f"not a batch: {error}", reason="malformed_batch") from error
+    if not all(_is_table(part) for part in batch.parts if isinstance(part, Records)):
+        raise RemoteProtocolError("not a batch: columns of different lengths", reason="malformed_batch")
+    return batch
+
+
+def _is_table(records: Records) -> bool:
+    columns = (records.values, records.keys, records.headers, records.timestamps_ms)
+    return all(column is None or len(column) == len(records.positions) for column in columns)

@@ -12,6 +12,7 @@ import ipaddress
 import socket
 import struct
 import sys
+from typing import TypeAlias, cast
 
 import trio
 from structlog.typing import FilteringBoundLogger
@@ -38,12 +39,19 @@ _ANCILLARY_BYTES = socket.CMSG_SPACE(_GRO_SEGMENT.size)
 RECEIVE_SLAB_BYTES = 4 * SLAB_BYTES
 """Room for several GRO bursts behind each other: equal datagrams then form one larger burst."""
 
+RECEIVE_DATAGRAMS_MAX = 1024
+"""Datagrams that are received at once, give or take a GRO burst: more than a slab holds of any MTU. A flood of tiny or
+empty ones could otherwise keep the receiver from returning, and make the views of a slab large."""
+
+SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
+"""Numeric host and port; for IPv6 also flow and scope, without which a link-local address is useless."""
+
 _NO_MEMORY = {errno.ENOBUFS, errno.ENOMEM}
 _NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EADDRNOTAVAIL, errno.EPERM}
 
 
-async def resolve(address: Address) -> tuple[socket.AddressFamily, tuple[str, int]]:
-    """The family and the numeric address of `address`.
+async def resolve(address: Address, key: str) -> tuple[socket.AddressFamily, SocketAddress]:
+    """The family and the numeric address of `address`, which the configuration has as `key`.
 
     Raises:
         LinkError: the name cannot be resolved.
@@ -51,9 +59,9 @@ async def resolve(address: Address) -> tuple[socket.AddressFamily, tuple[str, in
     try:
         found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_DGRAM)
     except OSError as error:
-        raise LinkError(f"link.address: cannot resolve {address.host!r}: {error}") from error
+        raise LinkError(f"{key}: cannot resolve {address.host!r}: {error}") from error
     family, _, _, _, sockaddr = found[0]
-    return family, (str(sockaddr[0]), int(sockaddr[1]))
+    return family, cast("SocketAddress", sockaddr)  # numbers instead only where the interpreter has no IPv6
 
 
 def ip_header_bytes(host: str) -> int:
@@ -74,7 +82,7 @@ class UdpSender:
     def __init__(
         self,
         family: socket.AddressFamily,
-        target: tuple[str, int],
+        target: SocketAddress,
         *,
         log: FilteringBoundLogger,
         gso: bool = True,
@@ -150,7 +158,7 @@ class UdpReceiver:
     def __init__(
         self,
         family: socket.AddressFamily,
-        listen: tuple[str, int],
+        listen: SocketAddress,
         *,
         log: FilteringBoundLogger,
         buffer_bytes: int,
@@ -186,27 +194,30 @@ class UdpReceiver:
         """
         return dropped_datagrams(self._socket)
 
-    async def receive(self, slab: Slab) -> list[Burst]:
-        """Wait for datagrams; as many as are there and fit into `slab`, which has `RECEIVE_SLAB_BYTES`."""
-        while True:
-            await trio.lowlevel.wait_readable(self._socket)
-            bursts = self.receive_nowait(slab)
-            if bursts:
-                return bursts
+    async def wait_readable(self) -> None:
+        """Wait until something has arrived. It may turn out to be nothing: a datagram with a wrong UDP checksum."""
+        await trio.lowlevel.wait_readable(self._socket)
 
-    def receive_nowait(self, slab: Slab) -> list[Burst]:
-        """What has arrived so far and fits into `slab`, without waiting."""
+    def receive(self, slab: Slab) -> list[Burst]:
+        """What has arrived and fits into `slab`, which has `RECEIVE_SLAB_BYTES`; does not wait.
+
+        Raises:
+            LinkError: the socket cannot be used any more.
+        """
         bursts: list[Burst] = []
-        start = end = size = 0
+        start = end = size = datagrams = 0
         room = slab.flat.data
-        while end + SLAB_BYTES <= len(room):
+        while end + SLAB_BYTES <= len(room) and datagrams < RECEIVE_DATAGRAMS_MAX:
             try:
                 got, ancillary, _, _ = self._socket.recvmsg_into([room[end:]], _ANCILLARY_BYTES)
             except BlockingIOError:
                 break
             except ConnectionError:  # an ICMP error to something that this port never sent
                 continue
+            except OSError as error:
+                raise LinkError(f"cannot receive on {self.address}: {error}") from error
             segment = _GRO_SEGMENT.unpack(ancillary[0][2])[0] if ancillary else got
+            datagrams += got // segment if segment else 1
             if segment != size or segment == 0:
                 # Only equal datagrams directly behind each other are one burst.
                 bursts += _burst(slab, start, end, size)

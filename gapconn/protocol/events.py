@@ -97,6 +97,8 @@ class MessageDelivered:
     """Positions of the records in it."""
     already_delivered: Mapping[tuple[str, int], int]
     """By (stream, partition): records at or before this position were delivered before and are to be dropped."""
+    positions: Mapping[tuple[str, int], int]
+    """By (stream, partition) of the runs: the last position delivered, with this message."""
     body: memoryview
     """The batch; empty for a message that only told positions and has nothing for the sink."""
 

@@ -92,3 +92,8 @@ class DeliveredPositions:
         while len(self._delivered) > POSITIONS_TRACKED_MAX:
             self._delivered.popitem(last=False)
         return missing, already
+
+    def of(self, runs: Iterable[Run]) -> dict[StreamPartition, int]:
+        """The last position delivered, for the stream partitions of these runs."""
+        keys = dict.fromkeys((run.stream, run.partition) for run in runs)
+        return {key: self._delivered[key] for key in keys if key in self._delivered}

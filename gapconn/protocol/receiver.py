@@ -414,6 +414,7 @@ class LinkReceiver:
                 record_count=message.record_count,
                 runs=message.runs,
                 already_delivered=already,
+                positions=self._positions.of(message.runs),
                 body=message.body,
             )
         )

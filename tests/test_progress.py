@@ -1,0 +1,229 @@
+"""What may be stored: never ahead of the sink, never behind what is settled, whatever the order (GC-DLV-18)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gapconn.progress import ProgressTracker
+from gapconn.protocol.events import FollowReason, LinkInterrupted, MessageDelivered, MessagesLost, RecordsLost
+from gapconn.protocol.events import SessionFollowed as Followed
+from gapconn.protocol.positions import StreamPartition
+from gapconn.protocol.receiver import Progress
+from gapconn.protocol.registry import LossCause
+
+P = ("orders", 0)
+EPOCH = 7
+
+
+def message(
+    number: int, *, records: int = 10, epoch: int = EPOCH, positions: Mapping[StreamPartition, int] | None = None
+) -> MessageDelivered:
+    """A message whose records are numbered as if all before it had as many."""
+    return MessageDelivered(
+        epoch=epoch,
+        number=number,
+        first_record=number * records,
+        record_count=records,
+        runs=[],
+        already_delivered={},
+        positions={P: number * 100} if positions is None else positions,
+        body=memoryview(b"."),
+    )
+
+
+def followed(epoch: int = EPOCH, reason: FollowReason = FollowReason.FIRST_HEARD) -> Followed:
+    return Followed(epoch=epoch, previous_epoch=0, reason=reason)
+
+
+def lost(first: int, last: int, *, epoch: int = EPOCH) -> MessagesLost:
+    return MessagesLost(epoch=epoch, first=first, last=last, cause=LossCause.GAP)
+
+
+def records_lost(first: int, count: int, *, epoch: int = EPOCH) -> RecordsLost:
+    return RecordsLost(epoch=epoch, first=first, count=count, cause=LossCause.GAP)
+
+
+def progress(next_message: int, next_record: int, position: int | None = None, epoch: int = EPOCH) -> Progress:
+    return Progress(
+        epoch=epoch,
+        next_message=next_message,
+        next_record=next_record,
+        positions={} if position is None else {P: position},
+    )
+
+
+@pytest.mark.req("GC-DLV-18")
+def test_nothing_is_stored_before_the_sink_has_it() -> None:
+    tracker = ProgressTracker()
+    accept = tracker.expect(message(0))
+    assert tracker.take() is None
+    assert tracker.waiting == 1
+    accept()
+    assert tracker.take() == progress(1, 10, 0)
+    assert tracker.waiting == 0
+    assert tracker.take() is None, "nothing new"
+
+
+@pytest.mark.req("GC-DLV-18")
+def test_it_ends_before_the_first_message_that_is_not_accepted() -> None:
+    tracker = ProgressTracker()
+    accepts = [tracker.expect(message(number)) for number in range(5)]
+    for number in (4, 2, 1):
+        accepts[number]()
+        assert tracker.take() is None
+    accepts[0]()
+    assert tracker.take() == progress(3, 30, 200)
+    accepts[3]()
+    assert tracker.take() == progress(5, 50, 400)
+
+
+@pytest.mark.req("GC-DLV-18")
+def test_accepting_twice_is_accepting_once() -> None:
+    tracker = ProgressTracker()
+    accepts = [tracker.expect(message(number)) for number in range(3)]
+    for _ in range(3):
+        accepts[1]()
+    assert tracker.take() is None
+    accepts[0]()
+    accepts[0]()
+    assert tracker.take() == progress(2, 20, 100)
+    assert tracker.waiting == 1
+
+
+def test_only_positions_that_changed_are_stored_again() -> None:
+    tracker = ProgressTracker()
+    tracker.expect(message(0, positions={("a", 0): 1, ("b", 0): 1}))()
+    first = tracker.take()
+    assert first is not None
+    assert first.positions == {("a", 0): 1, ("b", 0): 1}
+    tracker.expect(message(1, positions={("b", 0): 2}))()
+    tracker.expect(message(2, positions={("b", 0): 3}))()
+    second = tracker.take()
+    assert second is not None
+    assert second.positions == {("b", 0): 3}
+
+
+def test_losses_are_settled_without_the_sink_but_not_before_what_is_open() -> None:
+    tracker = ProgressTracker()
+    tracker.happened(lost(0, 4))
+    tracker.happened(records_lost(0, 50))
+    assert tracker.take() == progress(5, 50)
+    accept = tracker.expect(message(5))
+    tracker.happened(lost(6, 9))
+    tracker.happened(records_lost(60, 40))
+    assert tracker.take() is None
+    accept()
+    assert tracker.take() == progress(10, 100, 500)
+
+
+def test_records_lost_at_the_end_are_stored_so_that_they_are_not_reported_again() -> None:
+    tracker = ProgressTracker()
+    tracker.expect(message(0))()
+    tracker.happened(lost(1, 1))
+    tracker.happened(records_lost(10, 10))
+    assert tracker.take() == progress(2, 20, 0)
+
+
+def test_stored_progress_is_built_upon() -> None:
+    """The first thing after a restart may be a loss: it must not throw the count of records back."""
+    tracker = ProgressTracker(progress(100, 1000, 5))
+    assert tracker.take() is None
+    tracker.happened(followed(reason=FollowReason.RESUMED))
+    assert tracker.take() is None
+    tracker.happened(lost(100, 109))
+    assert tracker.take() == progress(110, 1000)
+    tracker.happened(records_lost(1000, 100))
+    assert tracker.take() == progress(110, 1100)
+
+
+@pytest.mark.req("GC-SESS-5", "GC-SESS-9")
+def test_a_new_session_is_stored_at_once_and_behind_the_old_one() -> None:
+    """An egress that is killed before the first message of a session must not follow an older one again."""
+    tracker = ProgressTracker(progress(100, 1000))
+    accept = tracker.expect(message(100))
+    tracker.happened(lost(101, 102))
+    tracker.happened(followed(EPOCH + 1))
+    assert tracker.take() is None
+    accept()
+    assert tracker.take() == progress(0, 0, 10_000, epoch=EPOCH + 1)
+    tracker.expect(message(0, epoch=EPOCH + 1))()
+    assert tracker.take() == progress(1, 10, 0, epoch=EPOCH + 1)
+
+
+def test_other_events_change_nothing() -> None:
+    tracker = ProgressTracker()
+    tracker.happened(LinkInterrupted(epoch=EPOCH, silent_s=1.0))
+    assert tracker.take() is None
+
+
+@pytest.mark.req("GC-LIM-1")
+def test_a_sink_that_hangs_does_not_make_it_grow() -> None:
+    """Behind a message that is never accepted, everything is refused or lost: for days, if it must be."""
+    tracker = ProgressTracker()
+    hanging = tracker.expect(message(0))
+    for number in range(1, 1000):
+        tracker.expect(message(number))()
+        tracker.happened(lost(number + 1, number + 1))
+        tracker.happened(records_lost(number * 10, 1))
+    assert len(tracker._open) <= 3
+    assert tracker.take() is None
+    hanging()
+    stored = tracker.take()
+    assert stored is not None
+    assert (stored.next_message, stored.positions) == (1001, {P: 99_900})
+
+
+@pytest.mark.req("GC-DLV-18")
+@settings(deadline=None)
+@given(st.data())
+def test_against_a_naive_count(data: st.DataObject) -> None:
+    """Any order of messages, losses, sessions and acceptances; a naive list of all that happened is the oracle."""
+    tracker = ProgressTracker()
+    # Whether it is settled; epoch, next message, next record (None: as before); positions.
+    facts: list[tuple[bool, tuple[int, int | None, int | None], dict[StreamPartition, int]]] = []
+    accepts: dict[int, Callable[[], None]] = {}
+    epoch = number = 0
+    stored_positions: dict[StreamPartition, int] = {}
+    stored = (0, 0, 0)
+    for what in data.draw(st.lists(st.sampled_from("mmmmlrfaaaat"), max_size=60)):
+        if what == "m":
+            positions = {("s", number % 3): number}
+            accepts[len(facts)] = tracker.expect(message(number, epoch=epoch, positions=positions))
+            facts.append((False, (epoch, number + 1, number * 10 + 10), positions))
+            number += 1
+        elif what == "l":
+            tracker.happened(lost(number, number + 2, epoch=epoch))
+            number += 3
+            facts.append((True, (epoch, number, None), {}))
+        elif what == "r":
+            tracker.happened(records_lost(number * 10 - 5, 5, epoch=epoch))
+            facts.append((True, (epoch, None, number * 10), {}))
+        elif what == "f":
+            epoch, number = epoch + 1, 0
+            tracker.happened(followed(epoch))
+            facts.append((True, (epoch, 0, 0), {}))
+        elif what == "a" and accepts:
+            which = data.draw(st.sampled_from(sorted(accepts)))
+            accepts.pop(which)()
+            facts[which] = (True, *facts[which][1:])
+        elif what == "t":
+            took = tracker.take()
+            if took is not None:
+                stored = (took.epoch, took.next_message, took.next_record)
+                stored_positions |= took.positions
+            settled = facts[: next((i for i, fact in enumerate(facts) if not fact[0]), len(facts))]
+            expected: list[int] = [0, 0, 0]
+            expected_positions: dict[StreamPartition, int] = {}
+            for _, (in_epoch, next_message, next_record), positions in settled:
+                if in_epoch != expected[0]:
+                    expected = [in_epoch, 0, 0]
+                expected[1] = expected[1] if next_message is None else next_message
+                expected[2] = expected[2] if next_record is None else next_record
+                expected_positions |= positions
+            assert stored == tuple(expected)
+            assert stored_positions == expected_positions
+    assert tracker.waiting == len(accepts)
