@@ -8,7 +8,7 @@ from collections.abc import Callable
 import attrs
 
 from gapconn.protocol.events import Event, FollowReason, MessageDelivered, MessagesLost, RecordsLost, SessionFollowed
-from gapconn.protocol.positions import StreamPartition
+from gapconn.protocol.positions import Standing, StreamPartition
 from gapconn.protocol.receiver import Progress
 
 
@@ -20,7 +20,7 @@ class _Step:
     next_message: int | None = None
     """None leaves it as it is; for the next record too."""
     next_record: int | None = None
-    positions: dict[StreamPartition, int] = attrs.field(factory=dict)
+    positions: dict[StreamPartition, Standing] = attrs.field(factory=dict)
     accepted: bool = True
 
     def join(self, later: _Step) -> None:

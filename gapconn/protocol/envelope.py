@@ -29,6 +29,10 @@ class Run(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown
     first: Annotated[int, msgspec.Meta(ge=0)]
     last: Annotated[int, msgspec.Meta(ge=0)]
     count: Annotated[int, msgspec.Meta(ge=0)]
+    begun: int = -1
+    """First position of this chain in the session; filled in by the sending half."""
+    continues: bool = False
+    """Whether the chain goes on where an earlier session of the link ended; filled in by the sending half."""
 
 
 _encode_runs = msgspec.msgpack.Encoder().encode
@@ -95,6 +99,8 @@ _KINDS = frozenset(MessageKind)
 
 
 def _plausible(kind: int, run: Run) -> bool:
+    if not 0 <= run.begun <= run.first:
+        return False
     if kind == MessageKind.POSITIONS:
         return run.count == 0 and run.previous == run.first == run.last
     return run.count >= 1 and run.previous < run.first <= run.last and run.count <= run.last - run.first + 1

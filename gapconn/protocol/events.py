@@ -9,6 +9,7 @@ from typing import TypeAlias
 import attrs
 
 from gapconn.protocol.envelope import Run
+from gapconn.protocol.positions import Standing
 from gapconn.protocol.registry import LossCause
 
 
@@ -97,8 +98,8 @@ class MessageDelivered:
     """Positions of the records in it."""
     already_delivered: Mapping[tuple[str, int], int]
     """By (stream, partition): records at or before this position were delivered before and are to be dropped."""
-    positions: Mapping[tuple[str, int], int]
-    """By (stream, partition) of the runs: the last position delivered, with this message."""
+    positions: Mapping[tuple[str, int], Standing]
+    """By (stream, partition) of the runs: how far it is delivered with this message."""
     body: memoryview
     """The batch; empty for a message that only told positions and has nothing for the sink."""
 

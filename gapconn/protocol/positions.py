@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from msgspec import structs
 
 from gapconn.protocol.envelope import Run
 from gapconn.protocol.registry import POSITIONS_TRACKED_MAX
@@ -16,23 +19,46 @@ _SUMMARY_BYTES = 65_536
 """Positions in one summary: small, so that little is lost with it."""
 _ARRAY_BYTES_MAX = 5
 """MessagePack's head of an array or a string of any length."""
-_RUN_BYTES_MAX = 1 + _ARRAY_BYTES_MAX + 5 * 9
-"""A run in MessagePack, without the name of its stream: an array of a string and five integers."""
+_RUN_BYTES_MAX = 1 + _ARRAY_BYTES_MAX + 6 * 9 + 1
+"""A run in MessagePack, without the name of its stream: an array of a string, six integers and a boolean."""
 
 
 class SentPositions:
-    """Sending half: the last position sent per stream partition, since the last summary (GC-DLV-17)."""
+    """Sending half: the chain of positions that was sent in each stream partition (GC-DLV-16, GC-DLV-17)."""
 
     def __init__(self) -> None:
-        self._unsummarised: dict[StreamPartition, int] = {}
+        self._chains: OrderedDict[StreamPartition, Run] = OrderedDict()
+        """The last run of each chain."""
+        self._unsummarised: dict[StreamPartition, None] = {}
 
     def __bool__(self) -> bool:
         return bool(self._unsummarised)
 
-    def sent(self, runs: Iterable[Run]) -> None:
-        """Note that these runs were sent."""
+    def chained(self, runs: Iterable[Run]) -> list[Run]:
+        """These runs with the chains that they belong to: a new one where nothing is claimed about what was before."""
+        chains: dict[StreamPartition, Run] = {}
+        chained = []
         for run in runs:
-            self._unsummarised[run.stream, run.partition] = run.last
+            key = (run.stream, run.partition)
+            before = chains.get(key) or self._chains.get(key)
+            if before is None or run.previous == NO_POSITION:
+                begun, continues = run.first, run.previous != NO_POSITION
+            else:
+                begun, continues = before.begun, before.continues
+            chains[key] = structs.replace(run, begun=begun, continues=continues)
+            chained.append(chains[key])
+        return chained
+
+    def sent(self, chained: Iterable[Run]) -> None:
+        """Note that these runs were sent."""
+        for run in chained:
+            key = (run.stream, run.partition)
+            self._chains[key] = run
+            self._chains.move_to_end(key)
+            self._unsummarised[key] = None
+        while len(self._chains) > POSITIONS_TRACKED_MAX:
+            key, _ = self._chains.popitem(last=False)
+            self._unsummarised.pop(key, None)
 
     @property
     def full(self) -> bool:
@@ -40,7 +66,7 @@ class SentPositions:
         return len(self._unsummarised) >= POSITIONS_TRACKED_MAX
 
     def take_summary(self, bytes_max: int) -> list[list[Run]]:
-        """What `positions` messages are to say now; then forget it.
+        """What `positions` messages are to say now; then forget that it is to be said.
 
         Args:
             bytes_max: What the encoded positions of one message may take; a hundred KB or so are enough for any.
@@ -50,25 +76,44 @@ class SentPositions:
         """
         messages: list[list[Run]] = []
         room = 0
-        for (stream, partition), last in self._unsummarised.items():
-            size = len(stream.encode()) + _RUN_BYTES_MAX
+        for key in self._unsummarised:
+            run = self._chains[key]
+            size = len(run.stream.encode()) + _RUN_BYTES_MAX
             if size > room:
                 messages.append([])
                 room = min(bytes_max, _SUMMARY_BYTES) - _ARRAY_BYTES_MAX
-            messages[-1].append(Run(stream, partition, last, last, last, 0))
+            messages[-1].append(structs.replace(run, previous=run.last, first=run.last, count=0))
             room -= size
         self._unsummarised.clear()
         return messages
 
 
+class Standing(NamedTuple):
+    """How far a stream partition was delivered."""
+
+    epoch: int
+    """The session that delivered last."""
+    begun: int
+    """The chain of that session."""
+    position: int
+    """The last position delivered."""
+
+
 class DeliveredPositions:
-    """Receiving half: the last position delivered per stream partition, bounded (GC-DLV-14, GC-DLV-15)."""
+    """Receiving half: how far each stream partition was delivered, bounded (GC-DLV-14, GC-DLV-15)."""
 
-    def __init__(self, delivered: Mapping[StreamPartition, int] | None = None) -> None:
-        self._delivered: OrderedDict[StreamPartition, int] = OrderedDict(delivered or {})
+    def __init__(self, delivered: Mapping[StreamPartition, Standing] | None = None) -> None:
+        self._delivered: OrderedDict[StreamPartition, Standing] = OrderedDict(delivered or {})
 
-    def settle(self, runs: Iterable[Run]) -> tuple[list[tuple[StreamPartition, int, int]], dict[StreamPartition, int]]:
-        """Take in the runs of the next message.
+    def settle(
+        self, epoch: int, runs: Iterable[Run], *, from_start: bool
+    ) -> tuple[list[tuple[StreamPartition, int, int]], dict[StreamPartition, int]]:
+        """Take in the runs of the next message of the session `epoch`.
+
+        Args:
+            epoch: The session.
+            runs: The runs.
+            from_start: Whether everything that was sent in the session is owed: the receiver did not join it later.
 
         Returns:
             The missing ranges, as (stream partition, first, last), and by stream partition the position up to which the
@@ -78,22 +123,25 @@ class DeliveredPositions:
         already: dict[StreamPartition, int] = {}
         for run in runs:
             key = (run.stream, run.partition)
-            delivered = self._delivered.get(key)
+            known = self._delivered.get(key)
             last = run.last
-            if delivered is not None and run.previous != NO_POSITION:
-                if run.previous > delivered:
-                    missing.append((key, delivered + 1, run.previous))
-                elif run.previous < delivered:
+            if known is not None and (run.continues or (known.epoch, known.begun) == (epoch, run.begun)):
+                if run.previous > known.position:
+                    missing.append((key, known.position + 1, run.previous))
+                elif run.previous < known.position:
                     if run.count:
-                        already[key] = max(already.get(key, NO_POSITION), delivered)
-                    last = max(last, delivered)
-            self._delivered[key] = last
+                        already[key] = max(already.get(key, NO_POSITION), known.position)
+                    last = max(last, known.position)
+            elif run.previous >= run.begun and (from_start or known is not None):
+                # What is known is of another chain, or nothing is: this one's beginning did not arrive.
+                missing.append((key, run.begun, run.previous))
+            self._delivered[key] = Standing(epoch, run.begun, last)
             self._delivered.move_to_end(key)
         while len(self._delivered) > POSITIONS_TRACKED_MAX:
             self._delivered.popitem(last=False)
         return missing, already
 
-    def of(self, runs: Iterable[Run]) -> dict[StreamPartition, int]:
-        """The last position delivered, for the stream partitions of these runs."""
+    def of(self, runs: Iterable[Run]) -> dict[StreamPartition, Standing]:
+        """How far the stream partitions of these runs were delivered."""
         keys = dict.fromkeys((run.stream, run.partition) for run in runs)
         return {key: self._delivered[key] for key in keys if key in self._delivered}

@@ -25,7 +25,7 @@ from gapconn.protocol.events import (
     SessionFollowed,
 )
 from gapconn.protocol.follower import Follower
-from gapconn.protocol.positions import DeliveredPositions, StreamPartition
+from gapconn.protocol.positions import DeliveredPositions, Standing, StreamPartition
 from gapconn.protocol.reassembler import Reassembler, Settled
 from gapconn.protocol.registry import MAGIC, VERSION, DatagramType, DropReason, Flag, LossCause
 from gapconn.protocol.sequence import SequenceWindow
@@ -54,8 +54,8 @@ class Progress:
     """All messages before it are settled."""
     next_record: int
     """Records of the session seen or counted as lost so far."""
-    positions: Mapping[StreamPartition, int]
-    """By (stream, partition): the last position delivered."""
+    positions: Mapping[StreamPartition, Standing]
+    """By (stream, partition): how far it was delivered."""
 
 
 @attrs.define(kw_only=True)
@@ -106,6 +106,8 @@ class LinkReceiver:
         self._events: list[Event] = []
         self._resume = resume
         self._joined = False
+        self._from_start = True
+        """Whether the session was followed from its start, in this life or an earlier one."""
         self._session_epoch = 0
         """Whose messages are being reassembled: it lags behind the follower while an old session is settled."""
         self._follower = Follower(
@@ -319,6 +321,9 @@ class LinkReceiver:
             sent_before = announcement.messages_sent if announcement else header.message
             cause = LossCause.WHILE_AWAY if self._resume else LossCause.BEFORE_JOIN
             self._reassembler.settle_below(sent_before, cause)
+            self._from_start = cause is LossCause.WHILE_AWAY or sent_before == 0
+        else:
+            self._from_start = True
 
     def _learn(self, announcement: Announcement, now_s: float) -> None:
         before = self.announcement
@@ -397,7 +402,7 @@ class LinkReceiver:
         assert message is not None
         self._account_records(message.first_record)
         self._next_record = message.first_record + message.record_count
-        missing, already = self._positions.settle(message.runs)
+        missing, already = self._positions.settle(self._session_epoch, message.runs, from_start=self._from_start)
         for (stream, partition), first, last in missing:
             self.counters.records_missing_ranges += 1
             self._events.append(

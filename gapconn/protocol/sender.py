@@ -156,9 +156,10 @@ class LinkSender:
             LocalProtocolError: the session is not active, the message before is not finished, or the message is longer
                 than the limit; then no number was used (GC-DLV-3).
         """
-        number = self._compose(MessageKind.BATCH, runs, record_count, write_body)
+        chained = self._positions.chained(runs)
+        number = self._compose(MessageKind.BATCH, chained, record_count, write_body)
         self._last_message_s = self._clock(now_s)
-        self._positions.sent(runs)
+        self._positions.sent(chained)
         return number
 
     @property

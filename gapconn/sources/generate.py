@@ -9,7 +9,7 @@ import trio
 
 from gapconn.config import option
 from gapconn.plugins import Carries, Context
-from gapconn.record import Batch, Records
+from gapconn.record import NO_POSITION, Batch, Records
 from gapconn.selfcheck import HEAD_BYTES, STREAM, Pattern
 from gapconn.sources import Outlet
 from gapconn.units import BitsPerSecond, Bytes
@@ -58,10 +58,11 @@ class GenerateSource:
         due = trio.current_time()
         while not count or number < count:
             n = min(per_batch, count - number) if count else per_batch
-            # No chain of positions: they start again at 0 in every session, so they must not be compared with those
-            # that an egress remembers of the last one. The discard sink finds the holes.
             records = Records(
-                stream=STREAM, positions=list(range(number, number + n)), values=pattern.values(number, n)
+                stream=STREAM,
+                previous=number - 1 if number else NO_POSITION,  # each session begins a chain of its own, at 0
+                positions=list(range(number, number + n)),
+                values=pattern.values(number, n),
             )
             await outlet.send(Batch(parts=[records]))
             number += n

@@ -20,7 +20,7 @@ import trio
 from gapconn.config import option
 from gapconn.errors import SourceError
 from gapconn.plugins import Carries, Context
-from gapconn.record import Batch, Chunk, ChunkKind, Records
+from gapconn.record import NO_POSITION, Batch, Chunk, ChunkKind, Records
 from gapconn.sources import Outlet
 from gapconn.throttle import ThrottledLog
 from gapconn.units import Bytes
@@ -177,6 +177,7 @@ class _Lines:
         self._line_bytes_max = line_bytes_max
         self._batch_bytes = batch_bytes
         self._lines = 0
+        self._previous = NO_POSITION  # each session begins a chain of its own, at 0
         self._begun: list[bytes] = []
         """Pieces of the line whose end was not read yet; none of a line that is too long already."""
         self._begun_bytes = 0
@@ -226,9 +227,10 @@ class _Lines:
             kept = [(p, v) for p, v in zip(positions, lines, strict=True) if v is not None and len(v) <= limit]
             positions, lines = [p for p, _ in kept], [v for _, v in kept]
         for part in _cut([len(line or b"") + _RECORD_OVERHEAD_BYTES for line in lines], self._batch_bytes):
-            # No chain of positions: they start again at 0 in every session, so they must not be compared with those
-            # that an egress remembers of the last one.
-            yield Batch(parts=[Records(stream=STREAM, positions=positions[part], values=lines[part])])
+            yield Batch(
+                parts=[Records(stream=STREAM, previous=self._previous, positions=positions[part], values=lines[part])]
+            )
+            self._previous = positions[part][-1]
 
     def _refuse(self, position: int) -> None:
         self._counters["lines_too_long"] += 1

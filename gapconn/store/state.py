@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from gapconn.errors import LinkError
+from gapconn.protocol.positions import Standing, StreamPartition
 from gapconn.protocol.receiver import Progress
 from gapconn.store.database import StateFile
 
@@ -27,6 +28,8 @@ _EGRESS_TABLES: Final = (
         updated INTEGER PRIMARY KEY,
         stream TEXT NOT NULL,
         partition TEXT NOT NULL,
+        epoch TEXT NOT NULL,
+        begun TEXT NOT NULL,
         position TEXT NOT NULL,
         UNIQUE(stream, partition)
     )""",
@@ -147,15 +150,17 @@ class EgressState:
             row = db.execute("SELECT epoch, next_message, next_record FROM progress").fetchone()
             if row is None:
                 return None
-            rows = db.execute("SELECT stream, partition, position FROM position ORDER BY updated").fetchall()
+            rows = db.execute(
+                "SELECT stream, partition, epoch, begun, position FROM position ORDER BY updated"
+            ).fetchall()
         epoch, next_message, next_record = (_number(self._file, text) for text in row)
         return Progress(
             epoch=epoch,
             next_message=next_message,
             next_record=next_record,
             positions={
-                (stream, _number(self._file, partition)): _number(self._file, position)
-                for stream, partition, position in rows
+                (stream, _number(self._file, partition)): Standing(*(_number(self._file, text) for text in standing))
+                for stream, partition, *standing in rows
             },
         )
 
@@ -164,7 +169,7 @@ class EgressState:
         epoch: int,
         next_message: int,
         next_record: int,
-        positions_changed: Mapping[tuple[str, int], int],
+        positions_changed: Mapping[StreamPartition, Standing],
     ) -> None:
         """Store the progress and the positions that changed since the last save, in one transaction.
 
@@ -176,10 +181,10 @@ class EgressState:
             db.execute("DELETE FROM progress")
             db.execute("INSERT INTO progress VALUES (?, ?, ?)", (str(epoch), str(next_message), str(next_record)))
             db.executemany(
-                "INSERT OR REPLACE INTO position(stream, partition, position) VALUES (?, ?, ?)",
+                "INSERT OR REPLACE INTO position(stream, partition, epoch, begun, position) VALUES (?, ?, ?, ?, ?)",
                 (
-                    (stream, str(partition), str(position))
-                    for (stream, partition), position in positions_changed.items()
+                    (stream, str(partition), *map(str, standing))
+                    for (stream, partition), standing in positions_changed.items()
                 ),
             )
             # Counting is a walk over the table, so it waits until there may be too many.
