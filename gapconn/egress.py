@@ -303,7 +303,7 @@ class Egress:
 
     def _hand_over(self, message: MessageDelivered) -> None:
         accept = self.progress.expect(message)
-        if not message.body:
+        if not message.body and not message.record_count:  # it only told positions
             accept()
         elif self.queue.offer(message, accept, self._lost_before):
             self._lost_before = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any, ClassVar
 
 import attrs
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from gapconn.config import Link, Pair, SinkSection, SourceSection
 from gapconn.plugins import Carries, Context
-from gapconn.protocol.wire import Burst, burst_of
+from gapconn.protocol.wire import Burst
 from gapconn.record import Batch, Records
 from gapconn.sinks import Inlet
 from gapconn.sources import Outlet
@@ -155,5 +157,23 @@ def throw(datagrams: list[bytes], to: Address) -> None:
             sender.sendto(datagram, (to.host, to.port))
 
 
-def bursts(datagrams: list[bytes]) -> list[Burst]:
-    return burst_of(datagrams)
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until `condition` holds. Polls: what it asks for has no event."""
+    while not condition():  # noqa: ASYNC110 - see above
+        await trio.sleep(0.005)
+
+
+async def signals_are_taken() -> None:
+    """A service in this process has come so far that a signal does not end the process."""
+    await until(lambda: signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL)
+    await wait_all_tasks_blocked()
+
+
+class TaskNames(trio.abc.Instrument):
+    """The names of all tasks that ran."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.seen.add(task.name)

@@ -33,7 +33,17 @@ from gapconn.sources import Outlet
 from gapconn.store.state import IngressState
 from gapconn.testing.memory_gap import bursts_of
 from gapconn.units import Address
-from tests.services import RecordingSocket, SourceFunction, link, numbers, numbers_in, pair, source_of
+from tests.services import (
+    RecordingSocket,
+    SourceFunction,
+    TaskNames,
+    link,
+    numbers,
+    numbers_in,
+    pair,
+    signals_are_taken,
+    source_of,
+)
 
 HEADER_BYTES = 28
 
@@ -465,16 +475,6 @@ async def test_a_link_that_fails_ends_the_ingress(way: Link, autojump_clock: Moc
 # Tasks
 
 
-class TaskNames(trio.abc.Instrument):
-    """The names of all tasks that ran."""
-
-    def __init__(self) -> None:
-        self.seen: set[str] = set()
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        self.seen.add(task.name)
-
-
 async def test_tasks_have_names(way: Link, autojump_clock: MockClock) -> None:
     names = TaskNames()
     trio.lowlevel.add_instrument(names)
@@ -542,13 +542,6 @@ async def test_one_ingress_of_a_link_at_a_time(tmp_path: Path) -> None:
             with pytest.raises(LinkError, match="another ingress"):
                 await serve_ingress(both)
             nursery.cancel_scope.cancel()
-
-
-async def signals_are_taken() -> None:
-    """A service in this process has come so far that a signal does not end the process."""
-    while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # noqa: ASYNC110 - nobody could set an event
-        await trio.sleep(0.005)
-    await wait_all_tasks_blocked()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -97,6 +97,11 @@ class Follower:
                 self._forget_rival()
         return None, taken
 
+    def use_timeout(self, interruption_timeout_s: float, now_s: float) -> None:
+        """That is the interruption timeout from now on. What is overdue by it is done before anything else is heard."""
+        self.interruption_timeout_s = interruption_timeout_s
+        self.handle_timeout(now_s)
+
     def next_deadline_s(self) -> float | None:
         """When `handle_timeout` has something to do; None when never."""
         deadlines = []

@@ -312,7 +312,7 @@ class LinkReceiver:
         self._joined = True
         self._ended = False
         self.announcement = None
-        self._follower.interruption_timeout_s = self.settings.interruption_timeout_s
+        self._follower.use_timeout(self.settings.interruption_timeout_s, self._now_s)
         self._window = SequenceWindow(header.sequence if joining else 0)
         self._reassembler = self._new_reassembler(next_message)
         self._loss_cause = LossCause.GAP
@@ -329,7 +329,7 @@ class LinkReceiver:
         before = self.announcement
         if before is None or announcement.messages_sent >= before.messages_sent:
             self.announcement = announcement
-        self._follower.interruption_timeout_s = announcement.interruption_timeout_ms / 1000
+        self._follower.use_timeout(announcement.interruption_timeout_ms / 1000, now_s)
         self._reassembler.learn(announcement.messages_sent, now_s)
 
     def _note_foreign(self, link_id: int, now_s: float) -> None:

@@ -181,6 +181,14 @@ def bursts(datagrams: Iterable[bytes], rows_max: int = ROWS_MAX) -> list[Burst]:
     return [burst(*group) for group in groups]
 
 
+def plain(event: Event, without: str = "") -> tuple[str, str]:
+    """An event to compare and sort by: its name, and what it says but for one field."""
+    said = {name: getattr(event, name) for name in attrs.fields_dict(type(event)) if name != without}
+    if "body" in said:
+        said["body"] = bytes(said["body"])
+    return type(event).__name__, repr(said)
+
+
 def split(burst: Burst) -> list[bytes]:
     """The datagrams of a burst."""
     data = bytes(burst.bytes)
