@@ -33,6 +33,8 @@ class Run(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown
     """First position of this chain in the session; filled in by the sending half."""
     continues: bool = False
     """Whether the chain goes on where an earlier session of the link ended; filled in by the sending half."""
+    chain: int = -1
+    """Number of the message with which this chain began; filled in by the sending half."""
 
 
 _encode_runs = msgspec.msgpack.Encoder().encode
@@ -99,7 +101,7 @@ _KINDS = frozenset(MessageKind)
 
 
 def _plausible(kind: int, run: Run) -> bool:
-    if not 0 <= run.begun <= run.first:
+    if not 0 <= run.begun <= run.first or run.chain < 0:
         return False
     if kind == MessageKind.POSITIONS:
         return run.count == 0 and run.previous == run.first == run.last

@@ -19,8 +19,8 @@ _SUMMARY_BYTES = 65_536
 """Positions in one summary: small, so that little is lost with it."""
 _ARRAY_BYTES_MAX = 5
 """MessagePack's head of an array or a string of any length."""
-_RUN_BYTES_MAX = 1 + _ARRAY_BYTES_MAX + 6 * 9 + 1
-"""A run in MessagePack, without the name of its stream: an array of a string, six integers and a boolean."""
+_RUN_BYTES_MAX = 1 + _ARRAY_BYTES_MAX + 7 * 9 + 1
+"""A run in MessagePack, without the name of its stream: an array of a string, seven integers and a boolean."""
 
 
 class SentPositions:
@@ -28,25 +28,25 @@ class SentPositions:
 
     def __init__(self) -> None:
         self._chains: OrderedDict[StreamPartition, Run] = OrderedDict()
-        """The last run of each chain."""
+        """The last run of each chain, the one used longest ago first: the receiving half forgets in the same order."""
         self._unsummarised: dict[StreamPartition, None] = {}
 
     def __bool__(self) -> bool:
         return bool(self._unsummarised)
 
-    def chained(self, runs: Iterable[Run]) -> list[Run]:
-        """These runs with the chains that they belong to: a new one where nothing is claimed about what was before."""
+    def chained(self, number: int, runs: Iterable[Run]) -> list[Run]:
+        """The runs of message `number` with the chains that they belong to (spec/delivery.md, "Positions")."""
         chains: dict[StreamPartition, Run] = {}
         chained = []
         for run in runs:
             key = (run.stream, run.partition)
             before = chains.get(key) or self._chains.get(key)
-            if before is None or run.previous == NO_POSITION:
-                begun, continues = run.first, run.previous != NO_POSITION
+            if before is None or run.previous == NO_POSITION or run.first < before.begun:
+                run = structs.replace(run, begun=run.first, continues=run.previous != NO_POSITION, chain=number)
             else:
-                begun, continues = before.begun, before.continues
-            chains[key] = structs.replace(run, begun=begun, continues=continues)
-            chained.append(chains[key])
+                run = structs.replace(run, begun=before.begun, continues=before.continues, chain=before.chain)
+            chains[key] = run
+            chained.append(run)
         return chained
 
     def sent(self, chained: Iterable[Run]) -> None:
@@ -55,6 +55,7 @@ class SentPositions:
             key = (run.stream, run.partition)
             self._chains[key] = run
             self._chains.move_to_end(key)
+            self._unsummarised.pop(key, None)
             self._unsummarised[key] = None
         while len(self._chains) > POSITIONS_TRACKED_MAX:
             key, _ = self._chains.popitem(last=False)
@@ -93,8 +94,8 @@ class Standing(NamedTuple):
 
     epoch: int
     """The session that delivered last."""
-    begun: int
-    """The chain of that session."""
+    chain: int
+    """The chain of that session: the number of the message with which it began."""
     position: int
     """The last position delivered."""
 
@@ -104,16 +105,24 @@ class DeliveredPositions:
 
     def __init__(self, delivered: Mapping[StreamPartition, Standing] | None = None) -> None:
         self._delivered: OrderedDict[StreamPartition, Standing] = OrderedDict(delivered or {})
+        self._epoch = 0
+        self._known_from = 0
 
-    def settle(
-        self, epoch: int, runs: Iterable[Run], *, from_start: bool
-    ) -> tuple[list[tuple[StreamPartition, int, int]], dict[StreamPartition, int]]:
-        """Take in the runs of the next message of the session `epoch`.
+    def follow(self, epoch: int, known_from: int) -> None:
+        """What comes now is of the session `epoch`.
 
         Args:
             epoch: The session.
-            runs: The runs.
-            from_start: Whether everything that was sent in the session is owed: the receiver did not join it later.
+            known_from: A message: of the chains that began in it or later, everything is known that arrived. Of one
+                that began earlier something may have been delivered that is not known here.
+        """
+        self._epoch = epoch
+        self._known_from = known_from
+
+    def settle(
+        self, number: int, runs: Iterable[Run]
+    ) -> tuple[list[tuple[StreamPartition, int, int]], dict[StreamPartition, int]]:
+        """Take in the runs of the next message, which has this number.
 
         Returns:
             The missing ranges, as (stream partition, first, last), and by stream partition the position up to which the
@@ -125,20 +134,22 @@ class DeliveredPositions:
             key = (run.stream, run.partition)
             known = self._delivered.get(key)
             last = run.last
-            if known is not None and (run.continues or (known.epoch, known.begun) == (epoch, run.begun)):
+            in_chain = known is not None and (known.epoch, known.chain) == (self._epoch, run.chain)
+            if known is not None and run.previous != NO_POSITION and (run.continues or in_chain):
                 if run.previous > known.position:
                     missing.append((key, known.position + 1, run.previous))
                 elif run.previous < known.position:
                     if run.count:
                         already[key] = max(already.get(key, NO_POSITION), known.position)
                     last = max(last, known.position)
-            elif run.previous >= run.begun and (from_start or known is not None):
+            elif run.previous >= run.begun and (known is not None or run.chain >= self._known_from):
                 # What is known is of another chain, or nothing is: this one's beginning did not arrive.
                 missing.append((key, run.begun, run.previous))
-            self._delivered[key] = Standing(epoch, run.begun, last)
+            self._delivered[key] = Standing(self._epoch, run.chain, last)
             self._delivered.move_to_end(key)
         while len(self._delivered) > POSITIONS_TRACKED_MAX:
             self._delivered.popitem(last=False)
+            self._known_from = number + 1
         return missing, already
 
     def of(self, runs: Iterable[Run]) -> dict[StreamPartition, Standing]:

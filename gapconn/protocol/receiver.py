@@ -106,8 +106,6 @@ class LinkReceiver:
         self._events: list[Event] = []
         self._resume = resume
         self._joined = False
-        self._from_start = True
-        """Whether the session was followed from its start, in this life or an earlier one."""
         self._session_epoch = 0
         """Whose messages are being reassembled: it lags behind the follower while an old session is settled."""
         self._follower = Follower(
@@ -321,9 +319,9 @@ class LinkReceiver:
             sent_before = announcement.messages_sent if announcement else header.message
             cause = LossCause.WHILE_AWAY if self._resume else LossCause.BEFORE_JOIN
             self._reassembler.settle_below(sent_before, cause)
-            self._from_start = cause is LossCause.WHILE_AWAY or sent_before == 0
-        else:
-            self._from_start = True
+            if cause is LossCause.BEFORE_JOIN:
+                next_message = sent_before
+        self._positions.follow(header.epoch, known_from=next_message)
 
     def _learn(self, announcement: Announcement, now_s: float) -> None:
         before = self.announcement
@@ -402,7 +400,7 @@ class LinkReceiver:
         assert message is not None
         self._account_records(message.first_record)
         self._next_record = message.first_record + message.record_count
-        missing, already = self._positions.settle(self._session_epoch, message.runs, from_start=self._from_start)
+        missing, already = self._positions.settle(item.first, message.runs)
         for (stream, partition), first, last in missing:
             self.counters.records_missing_ranges += 1
             self._events.append(

@@ -156,7 +156,7 @@ class LinkSender:
             LocalProtocolError: the session is not active, the message before is not finished, or the message is longer
                 than the limit; then no number was used (GC-DLV-3).
         """
-        chained = self._positions.chained(runs)
+        chained = self._positions.chained(self.counters.messages, runs)
         number = self._compose(MessageKind.BATCH, chained, record_count, write_body)
         self._last_message_s = self._clock(now_s)
         self._positions.sent(chained)

@@ -29,7 +29,7 @@ _EGRESS_TABLES: Final = (
         stream TEXT NOT NULL,
         partition TEXT NOT NULL,
         epoch TEXT NOT NULL,
-        begun TEXT NOT NULL,
+        chain TEXT NOT NULL,
         position TEXT NOT NULL,
         UNIQUE(stream, partition)
     )""",
@@ -151,7 +151,7 @@ class EgressState:
             if row is None:
                 return None
             rows = db.execute(
-                "SELECT stream, partition, epoch, begun, position FROM position ORDER BY updated"
+                "SELECT stream, partition, epoch, chain, position FROM position ORDER BY updated"
             ).fetchall()
         epoch, next_message, next_record = (_number(self._file, text) for text in row)
         return Progress(
@@ -181,7 +181,7 @@ class EgressState:
             db.execute("DELETE FROM progress")
             db.execute("INSERT INTO progress VALUES (?, ?, ?)", (str(epoch), str(next_message), str(next_record)))
             db.executemany(
-                "INSERT OR REPLACE INTO position(stream, partition, epoch, begun, position) VALUES (?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO position(stream, partition, epoch, chain, position) VALUES (?, ?, ?, ?, ?)",
                 (
                     (stream, str(partition), *map(str, standing))
                     for (stream, partition), standing in positions_changed.items()
