@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PYTEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench spec docs lock clean
+.PHONY: help demo test lint format bench docs lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,8 +41,9 @@ format: $(VENV)/ready  ## put the code into its form
 bench: $(VENV)/ready  ## measure, as ratios to plain programs in the same run
 	$(BIN)/python -m bench
 
-docs: $(VENV)/ready  ## regenerate what is generated in docs/
+docs: $(VENV)/ready  ## write again what is generated in docs/ and spec/
 	$(BIN)/python -m gapconn.reference > docs/configuration.md
+	$(BIN)/python -m tests.spec
 
 lock:  ## resolve the dependencies anew into requirements.lock (needs uv)
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \

@@ -62,7 +62,7 @@ def ingress(file: Path) -> None:
       gapconn ingress pair.toml
     """
     from gapconn.config import Role  # noqa: PLC0415
-    from gapconn.ingress import serve_ingress  # noqa: PLC0415
+    from gapconn.service import serve_ingress  # noqa: PLC0415
 
     _serve(serve_ingress, file, Role.INGRESS)
 
@@ -83,7 +83,7 @@ def egress(file: Path) -> None:
       GAPCONN_ADMIN_LISTEN=127.0.0.1:9465 gapconn egress pair.toml
     """
     from gapconn.config import Role  # noqa: PLC0415
-    from gapconn.egress import serve_egress  # noqa: PLC0415
+    from gapconn.service import serve_egress  # noqa: PLC0415
 
     _serve(serve_egress, file, Role.EGRESS)
 

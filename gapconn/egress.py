@@ -11,32 +11,27 @@ drains what it holds to the sink.
 
 from __future__ import annotations
 
-import signal
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 
 import attrs
 import structlog
 import trio
 
-from gapconn.admin.egress_view import EgressView
-from gapconn.admin.server import serve_admin
 from gapconn.config import Pair, SinkSection
-from gapconn.errors import ConfigError, LinkError, RemoteProtocolError, SinkError
+from gapconn.errors import RemoteProtocolError, SinkError
 from gapconn.events_log import EventLog
 from gapconn.link.slabs import SlabPool
-from gapconn.link.udp import RECEIVE_SLAB_BYTES, UdpReceiver, resolve
+from gapconn.link.udp import RECEIVE_SLAB_BYTES, UdpReceiver
 from gapconn.plugins import Context
 from gapconn.progress import ProgressTracker
 from gapconn.protocol.events import MessageDelivered, MessagesLost
-from gapconn.protocol.receiver import LinkReceiver, Progress, ReceiverSettings
+from gapconn.protocol.receiver import LinkReceiver, Progress
 from gapconn.protocol.registry import LossCause
 from gapconn.protocol.wire import Burst, Slab
 from gapconn.record import Batch, Chunk, Records, decode_batch
 from gapconn.sinks import Delivery
 from gapconn.store.state import EgressState
-from gapconn.units import format_bytes
 
 ARRIVALS_HELD_MAX = 2
 """Filled slabs between receiver and reassembler; behind them the kernel's receive buffer takes over."""
@@ -319,75 +314,9 @@ class Egress:
         self.stopping = True
         self._listening.cancel()
 
-
-async def serve_egress(pair: Pair) -> None:
-    """Run the egress of `pair` until a signal asks it to stop.
-
-    Raises:
-        GapconnError: it cannot start, or cannot go on.
-    """
-    if pair.sink is None:
-        raise ConfigError(["[sink]: the section is missing, and the egress needs it"])
-    log = structlog.get_logger().bind(link=pair.link.name)
-    family, listen = await resolve(pair.link.listen, "link.bind" if pair.link.bind else "link.address")
-    state = await trio.to_thread.run_sync(
-        EgressState.open, Path(pair.link.state_directory), pair.link.name, pair.link.id
-    )
-    try:
-        resume = await trio.to_thread.run_sync(state.load)
-        udp = UdpReceiver(family, listen, log=log.bind(task="receiver"), buffer_bytes=pair.link.receive_buffer_bytes)
-        try:
-            core = LinkReceiver(
-                ReceiverSettings(
-                    link_id=pair.link.id,
-                    interruption_timeout_s=pair.link.interruption_timeout_s,
-                    reorder_timeout_s=pair.link.reorder_timeout_s,
-                    reassembly_bytes_max=pair.link.reassembly_bytes_max,
-                    message_bytes_max=pair.link.message_bytes_max,
-                ),
-                now_s=trio.current_time(),
-                resume=resume,
-            )
-            log.info(
-                "egress_started",
-                listening=str(udp.address),
-                link_id=pair.link.id,
-                receive_buffer=format_bytes(udp.buffer_bytes),
-                receive_offload=udp.gro,
-                resumes_epoch=resume.epoch if resume else None,
-            )
-            await _run_until_stopped(Egress(pair, pair.sink, core, udp, state, resume=resume))
-        finally:
-            udp.close()
-    finally:
-        state.close()
-
-
-async def _run_until_stopped(egress: Egress) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_on_signal, egress, signals, nursery, name="egress.signals")
-            if egress.pair.admin is not None:
-                bound = await nursery.start(serve_admin, egress.pair.admin.listen, EgressView(egress))
-                egress.log.info("admin_listening", address=str(bound))
-            await egress.run()
-            nursery.cancel_scope.cancel()
-
-
-async def _stop_on_signal(egress: Egress, signals: AsyncIterator[int], nursery: trio.Nursery) -> None:
-    # Every signal is taken, also those that say it again: Trio gives back what is left at the end, and that would kill
-    # a process that is just ending well.
-    async for number in signals:
-        egress.log.info("stopping", signal=signal.Signals(number).name, grace_s=egress.pair.link.shutdown_grace_s)
-        if not egress.stopping:
-            egress.stop()
-            nursery.start_soon(_end_grace, egress, name="egress.grace")
-
-
-async def _end_grace(egress: Egress) -> None:
-    grace_s = egress.pair.link.shutdown_grace_s
-    await trio.sleep(grace_s)
-    raise LinkError(
-        f"the sink did not take everything within link.shutdown_grace ({grace_s:g} s): {egress.progress.waiting} "
-        "messages were not accepted; the next start reports them as lost while it was away"
-    )
+    def unfinished(self) -> str:
+        """What is not done, for an operator who reads that the grace time was spent."""
+        return (
+            f"the sink did not accept {self.progress.waiting} messages; the next start reports them as lost while it "
+            "was away"
+        )

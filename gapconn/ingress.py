@@ -10,30 +10,23 @@ the source acknowledges it, and Shutdown is the last thing that is said.
 
 from __future__ import annotations
 
-import signal
-import time
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 
 import attrs
 import structlog
 import trio
 
-from gapconn.admin.ingress_view import IngressView
-from gapconn.admin.server import serve_admin
 from gapconn.config import Link, Pair, SourceSection
-from gapconn.errors import ConfigError, LinkError, LocalProtocolError, SourceError
+from gapconn.errors import LocalProtocolError, SourceError
 from gapconn.link.pacing import Pacer
 from gapconn.link.slabs import SlabPool
-from gapconn.link.udp import UdpSender, ip_header_bytes, resolve
+from gapconn.link.udp import UdpSender
 from gapconn.plugins import Context
 from gapconn.protocol.envelope import MESSAGE_OVERHEAD_BYTES, Run
-from gapconn.protocol.sender import LinkSender, SenderSettings
+from gapconn.protocol.sender import LinkSender
 from gapconn.protocol.states import SenderState
 from gapconn.protocol.wire import ROWS_MAX, SLAB_BYTES, Burst
 from gapconn.record import Batch, Records, encode_batch
-from gapconn.store.state import IngressState
-from gapconn.units import format_rate
 
 BATCHES_HELD_MAX = 4
 """Batches between source and fragmenter: enough to overlap the two, few enough to keep memory and latency low."""
@@ -229,82 +222,9 @@ class Ingress:
         self.stopping = True
         self._source_scope.cancel()
 
-
-async def serve_ingress(pair: Pair) -> None:
-    """Run the ingress of `pair` until its source ends or a signal asks it to stop.
-
-    Raises:
-        GapconnError: it cannot start, or cannot go on.
-    """
-    if pair.source is None:
-        raise ConfigError(["[source]: the section is missing, and the ingress needs it"])
-    log = structlog.get_logger().bind(link=pair.link.name)
-    family, target = await resolve(pair.link.address, "link.address")
-    state = await trio.to_thread.run_sync(
-        IngressState.open, Path(pair.link.state_directory), pair.link.name, pair.link.id
-    )
-    try:
-        # The clock only matters where there is no stored state, or a stored state from a clock that is behind.
-        epoch, previous_epoch = await trio.to_thread.run_sync(state.begin_session, int(time.time() * 1000))
-        header_bytes = ip_header_bytes(target[0])
-        core = LinkSender(
-            SenderSettings(
-                link_id=pair.link.id,
-                epoch=epoch,
-                previous_epoch=previous_epoch,
-                heartbeat_interval_s=pair.link.heartbeat_interval_s,
-                interruption_timeout_s=pair.link.interruption_timeout_s,
-                mtu_bytes=pair.link.mtu_bytes,
-                ip_header_bytes=header_bytes,
-                message_bytes_max=pair.link.message_bytes_max,
-                burst_datagrams_max=burst_datagrams_at(pair.link),
-            )
+    def unfinished(self) -> str:
+        """What is not done, for an operator who reads that the grace time was spent."""
+        return (
+            "not everything could be sent; a source that remembers what was acknowledged reads the rest again at the "
+            "next start"
         )
-        udp = UdpSender(family, target, log=log.bind(task="sender"))
-        try:
-            log.info(
-                "ingress_started",
-                to=str(pair.link.address),
-                epoch=epoch,
-                link_id=pair.link.id,
-                rate=format_rate(pair.link.rate_bps),
-                mtu_bytes=pair.link.mtu_bytes,
-                segmentation_offload=udp.gso,
-                announcing_s=0 if previous_epoch else pair.link.interruption_timeout_s,
-            )
-            ingress = Ingress(pair, pair.source, core, udp, header_bytes=header_bytes)
-            await _run_until_stopped(ingress)
-        finally:
-            udp.close()
-    finally:
-        state.close()
-
-
-async def _run_until_stopped(ingress: Ingress) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_on_signal, ingress, signals, nursery, name="ingress.signals")
-            if ingress.pair.admin is not None:
-                bound = await nursery.start(serve_admin, ingress.pair.admin.listen, IngressView(ingress))
-                ingress.log.info("admin_listening", address=str(bound))
-            await ingress.run()
-            nursery.cancel_scope.cancel()
-
-
-async def _stop_on_signal(ingress: Ingress, signals: AsyncIterator[int], nursery: trio.Nursery) -> None:
-    # Every signal is taken, also those that say it again: Trio gives back what is left at the end, and that would kill
-    # a process that is just ending well.
-    async for number in signals:
-        ingress.log.info("stopping", signal=signal.Signals(number).name, grace_s=ingress.pair.link.shutdown_grace_s)
-        if not ingress.stopping:
-            ingress.stop()
-            nursery.start_soon(_end_grace, ingress, name="ingress.grace")
-
-
-async def _end_grace(ingress: Ingress) -> None:
-    grace_s = ingress.pair.link.shutdown_grace_s
-    await trio.sleep(grace_s)
-    raise LinkError(
-        f"not everything could be sent within link.shutdown_grace ({grace_s:g} s); a source that remembers what "
-        "was acknowledged reads the rest again at the next start"
-    )

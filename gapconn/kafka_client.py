@@ -69,7 +69,8 @@ class BrokerWatch:
         if code == KafkaError._ALL_BROKERS_DOWN:
             self._context.counters["broker_unreachable"] += 1
             self.away = True
-            self._context.status["broker"] = "unreachable"
+            if self._context.status["broker"] != "refused":  # That tells more.
+                self._context.status["broker"] = "unreachable"
             self.warn("broker_unreachable", error=error.str())
         elif code in _REFUSED:
             self._context.counters["broker_refused"] += 1

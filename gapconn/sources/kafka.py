@@ -17,8 +17,9 @@ import math
 import re
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import accumulate, groupby, pairwise
+from operator import methodcaller
 from typing import Any, ClassVar, Final, Literal, TypeAlias, TypeVar
 
 import attrs
@@ -88,8 +89,10 @@ class KafkaSourceConfig:
     isolation_level: Literal["read_committed", "read_uncommitted"] = option(
         default="read_committed", help="Whether records of aborted and of open transactions are left out."
     )
-    oversized: Literal["stop", "skip"] = option(
-        default="stop", help="What to do with a record that is too large for the link: stop, or leave it out, counted."
+    unfit: Literal["stop", "skip"] = option(
+        default="stop",
+        help="What to do with a record that cannot cross, being too large for the link or having a header whose name "
+        "is not UTF-8: stop, or leave it out, counted and logged.",
     )
     commit_interval: Seconds = option(
         default=Seconds(1.0), help="How often offsets are committed; a crash sends again what was sent since."
@@ -321,12 +324,12 @@ class _Session:
         self._begin_again_where_needed()
         count = min(50_000, max(16, int(BATCHES_PER_READ * self._outlet.batch_bytes / self._record_bytes)))
         messages, self._left_over = self._left_over, []
-        messages += self._consumer.consume(count, 0)
+        messages += self._consume(count, 0)
         if not messages:
             # One message, as soon as there is one; then those that came with it.
-            messages = self._consumer.consume(1, 0.1)
+            messages = self._consume(1, 0.1)
             if messages:
-                messages += self._consumer.consume(count, 0)
+                messages += self._consume(count, 0)
             elif self._watch.away:
                 self._probe()
         return self._batches(messages) if messages else []
@@ -334,20 +337,31 @@ class _Session:
     def _keep_alive(self) -> None:
         """Serve the group (rebalances, commits) without reading on."""
         self._commit_now_and_then()
-        self._consumer.pause(self._consumer.assignment())
+        self._ask(lambda: self._consumer.pause(self._consumer.assignment()))
         # What is assigned inside this call is not paused: its message is kept for the next read.
-        self._left_over += self._consumer.consume(1, 0.05)
-        self._consumer.resume(self._consumer.assignment())
+        self._left_over += self._consume(1, 0.05)
+        self._ask(lambda: self._consumer.resume(self._consumer.assignment()))
+
+    def _consume(self, count: int, timeout_s: float) -> list[Message]:
+        try:
+            return self._consumer.consume(count, timeout_s)
+        except KafkaException as exception:
+            # It is not known what the call had taken: only a new consumer is sure to leave nothing out.
+            self._ended = self._ended or _ClientFailed(str(exception))
+            return []
 
     def _batches(self, messages: list[Message]) -> list[_Hand]:
-        if any(message.error() for message in messages):
+        if any(map(Message.error, messages)):
             for message in messages:
                 self._note_error(message)
             messages = [message for message in messages if message.error() is None]
             if not messages:
                 return []
         if not self._origin:
-            self._origin = self._consumer.cluster_id(REQUEST_TIMEOUT_S) or ""
+            self._origin = self._ask(lambda: self._consumer.cluster_id(REQUEST_TIMEOUT_S)) or ""
+            if not self._origin:
+                self._left_over = messages
+                return []
             self._context.status["cluster"] = self._origin
         self._watch.answered()
         packer = _Packer(
@@ -357,24 +371,32 @@ class _Session:
         for place, run in groupby(messages, key=lambda message: (message.topic(), message.partition())):
             partition = self._partitions.get(place)
             if partition is not None:  # Else it was revoked inside this very read, and its next owner reads these.
-                for columns in _columns(list(run)):
-                    self._pack(packer, partition, columns)
+                self._pack(packer, partition, list(run))
         hands = packer.finish()
         if packer.record_count:
             self._record_bytes += 0.2 * (packer.total_bytes / packer.record_count - self._record_bytes)
         return hands
 
-    def _pack(self, packer: _Packer, partition: _Partition, columns: _Columns) -> None:
-        start = 0
-        limit = self._outlet.batch_bytes_max - RUN_OVERHEAD_BYTES
-        if columns.largest_bytes > limit:
-            for index in [index for index, size in enumerate(columns.sizes()) if size > limit]:
-                if self._fits(partition, columns, index):
-                    continue
-                packer.add(partition, columns, start, index)
-                if not self._leave_out(partition, columns, index):
-                    return
-                start = index + 1
+    def _pack(self, packer: _Packer, partition: _Partition, messages: list[Message]) -> None:
+        while messages and self._ended is None:
+            columns = _Columns.of(messages)
+            self._pack_columns(packer, partition, columns)
+            messages = messages[len(columns.positions) :]
+            if columns.unreadable_follows and self._ended is None:
+                offset = messages.pop(0).offset() or 0
+                self._leave_out(partition, offset, "has a header whose name is not UTF-8", "let its producer mend that")
+
+    def _pack_columns(self, packer: _Packer, partition: _Partition, columns: _Columns) -> None:
+        start, limit = 0, self._outlet.batch_bytes_max - RUN_OVERHEAD_BYTES
+        for index, size in enumerate(columns.sizes()) if columns.largest_bytes > limit else ():
+            if size <= limit or self._fits(partition, columns, index):
+                continue
+            packer.add(partition, columns, start, index)
+            start = index + 1
+            why = f"takes about {size} bytes, and a message of this link at most {self._outlet.batch_bytes_max}"
+            self._leave_out(partition, columns.positions[index], why, "raise message_bytes_max in [link]")
+            if self._ended is not None:
+                return
         packer.add(partition, columns, start, len(columns.positions))
 
     def _fits(self, partition: _Partition, columns: _Columns, index: int) -> bool:
@@ -383,22 +405,19 @@ class _Session:
         encode_batch(Batch(origin=self._origin, parts=[columns.run(partition, index, index + 1)]), body, 0)
         return len(body) <= self._outlet.batch_bytes_max
 
-    def _leave_out(self, partition: _Partition, columns: _Columns, index: int) -> bool:
-        """Deal with a record that cannot cross; False when reading ends before it."""
+    def _leave_out(self, partition: _Partition, offset: int, why: str, advice: str) -> None:
+        """Deal with a record that cannot cross: leave it out, or end reading before it."""
         topic, number = partition.place
-        offset, size = columns.positions[index], columns.sizes()[index]
-        self._counters["record_too_large"] += 1
-        if self._config.oversized == "stop":
+        self._counters["record_unfit"] += 1
+        self._log.error("record_unfit", topic=topic, partition=number, offset=offset, reason=why)
+        if self._config.unfit == "stop":
             self._ended = SourceError(
-                f"the record at offset {offset} of partition {number} of topic {topic!r} takes about {size} bytes, but "
-                f"a message of this link at most {self._outlet.batch_bytes_max}: raise message_bytes_max in [link], or "
-                'set oversized = "skip" in [source] to leave such records out'
+                f"the record at offset {offset} of partition {number} of topic {topic!r} {why}: {advice}, or set "
+                'unfit = "skip" in [source] to leave such records out'
             )
-            return False
-        self._log.error("record_left_out", topic=topic, partition=number, offset=offset, size_bytes=size)
-        # The chain says that it was sent: so the egress misses and reports exactly this record.
-        partition.handed = offset
-        return True
+        else:
+            # The chain says that it was sent: so the egress misses and reports exactly this record.
+            partition.handed = offset
 
     def _note_error(self, message: Message) -> None:
         error = message.error()
@@ -455,7 +474,7 @@ class _Session:
                 committed=committed.offset if committed.offset >= 0 else None,
                 chain="restarts" if previous == NO_POSITION else "goes on",
             )
-        consumer.incremental_assign(starts)
+        self._ask(lambda: consumer.incremental_assign(starts))
         self.was_assigned |= bool(starts)
         self._show_partitions()
 
@@ -542,8 +561,11 @@ class _Session:
                 self._log.warning(
                     "offsets_went_back", topic=topic, partition=number, wanted=wanted, end=end, start=first
                 )
-            self._consumer.incremental_unassign([TopicPartition(*place)])
-            self._consumer.incremental_assign([TopicPartition(*place, first)])
+            self._go_to(place, first)
+
+    def _go_to(self, place: Place, offset: int) -> None:
+        self._ask(lambda: self._consumer.incremental_unassign([TopicPartition(*place)]))
+        self._ask(lambda: self._consumer.incremental_assign([TopicPartition(*place, offset)]))
 
     def _commit_now_and_then(self) -> None:
         now = time.monotonic()
@@ -605,6 +627,47 @@ class _Columns:
     ends: list[int]
     """Bytes of the records up to each, the first entry being 0; never less than what they take in a batch."""
     largest_bytes: int
+    unreadable_follows: bool
+    """The message after these has headers that the client library cannot decode."""
+
+    @classmethod
+    def of(cls, messages: list[Message]) -> _Columns:
+        """The columns of the first messages of one partition: up to where the topic's type of timestamp changed, or to
+        where headers cannot be read.
+
+        This is the cost of a record: a few calls of methods of its message, and nothing else in Python.
+        """
+        stamps = [message.timestamp() for message in messages]
+        if len({kind for kind, _ in stamps}) > 1:
+            _, alike = next(groupby(stamps, key=lambda stamp: stamp[0]))
+            stamps = list(alike)
+            messages = messages[: len(stamps)]
+        headers: list[Any] = []
+        unreadable = False
+        try:
+            headers.extend(map(methodcaller("headers"), messages))
+        except SystemError:
+            # Raised for a name that is not UTF-8. The list keeps what came before, and asking once more gives None.
+            unreadable = True
+            messages = messages[: len(headers)]
+        kind = TimestampType(stamps[0][0])
+        keys = [message.key() for message in messages]
+        sizes = [RECORD_OVERHEAD_BYTES + size for size in map(len, messages)]
+        if keys.count(None) < len(keys):
+            sizes = [size + len(key) if key else size for size, key in zip(sizes, keys, strict=True)]
+        if headers.count(None) < len(headers):
+            sizes = [size + _header_bytes(each) if each else size for size, each in zip(sizes, headers, strict=True)]
+        return cls(
+            positions=[message.offset() for message in messages],  # type: ignore[misc]  # never None
+            values=[message.value() for message in messages],
+            keys=None if keys.count(None) == len(keys) else keys,
+            headers=None if headers.count(None) == len(headers) else headers,
+            timestamps_ms=None if kind is TimestampType.NONE else [stamp for _, stamp in stamps[: len(messages)]],
+            timestamp_type=kind,
+            ends=[0, *accumulate(sizes)],
+            largest_bytes=max(sizes, default=0),
+            unreadable_follows=unreadable,
+        )
 
     def sizes(self) -> list[int]:
         """Bytes of each record; never less than what it takes in a batch."""
@@ -624,37 +687,6 @@ class _Columns:
             timestamps_ms=None if self.timestamps_ms is None else self.timestamps_ms[start:end],
             timestamp_type=self.timestamp_type,
         )
-
-
-def _columns(messages: list[Message]) -> Iterator[_Columns]:
-    """The columns of messages of one partition; several when the topic's type of timestamp changed between them.
-
-    This is the cost of a record: a few method calls, and nothing else per record.
-    """
-    stamps = [message.timestamp() for message in messages]
-    kinds = {kind for kind, _ in stamps}
-    if len(kinds) > 1:
-        for _, run in groupby(messages, key=lambda message: message.timestamp()[0]):
-            yield from _columns(list(run))
-        return
-    kind = TimestampType(kinds.pop())
-    keys = [message.key() for message in messages]
-    headers = [message.headers() for message in messages]
-    sizes = [RECORD_OVERHEAD_BYTES + size for size in map(len, messages)]
-    if keys.count(None) < len(keys):
-        sizes = [size + len(key) if key else size for size, key in zip(sizes, keys, strict=True)]
-    if headers.count(None) < len(headers):
-        sizes = [size + _header_bytes(each) if each else size for size, each in zip(sizes, headers, strict=True)]
-    yield _Columns(
-        positions=[message.offset() for message in messages],  # type: ignore[misc]  # never None
-        values=[message.value() for message in messages],
-        keys=None if keys.count(None) == len(keys) else keys,
-        headers=None if headers.count(None) == len(headers) else headers,  # type: ignore[arg-type]  # lists
-        timestamps_ms=None if kind is TimestampType.NONE else [stamp for _, stamp in stamps],
-        timestamp_type=kind,
-        ends=[0, *accumulate(sizes)],
-        largest_bytes=max(sizes),
-    )
 
 
 def _header_bytes(headers: Any) -> int:

@@ -3,12 +3,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import pytest
 import trio
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaError, Message, TopicPartition
 
 from gapconn.errors import SourceError
 from gapconn.plugins import Context
@@ -289,22 +289,72 @@ async def test_a_record_too_large_for_the_link_stops_the_source_after_those_befo
     kafka.send(topic, [Entry(value=b"a"), Entry(value=b"b"), Entry(value=bytes(50_000)), Entry(value=b"c")])
     outlet, context = RecordingOutlet(batch_bytes=10_000, batch_bytes_max=20_000), make_context()
     config = KafkaSourceConfig(bootstrap_servers=kafka.address, group_id=group, topics=[topic])
-    with trio.fail_after(20), pytest.raises(SourceError, match=r"offset 2 of partition 0 .* oversized"):
+    with trio.fail_after(20), pytest.raises(SourceError, match=r"offset 2 of partition 0 .* message_bytes_max"):
         await KafkaSource(config, context).run(outlet)
     assert values_of(outlet.batches) == [b"a", b"b"]
     assert kafka.committed(group, topic).offset == 2
-    assert context.counters["record_too_large"] == 1
+    assert context.counters["record_unfit"] == 1
 
 
 async def test_a_record_too_large_for_the_link_can_be_left_out_and_the_chain_shows_it(kafka: Cluster) -> None:
     topic, group = kafka.create_topic(), kafka.name()
     kafka.send(topic, [Entry(value=b"a"), Entry(value=bytes(50_000)), Entry(value=b"b"), Entry(value=b"c")])
     outlet = RecordingOutlet(batch_bytes=10_000, batch_bytes_max=20_000)
-    async with running(kafka, outlet, group=group, topics=[topic], oversized="skip") as context:
+    async with running(kafka, outlet, group=group, topics=[topic], unfit="skip") as context:
         await outlet.wait_until(has(3))
     assert values_of(outlet.batches) == [b"a", b"b", b"c"]
     assert [part.previous for part in records_of(outlet.batches)] == [NO_POSITION, 1]
-    assert context.counters["record_too_large"] == 1
+    assert context.counters["record_unfit"] == 1
+
+
+class UnreadableMessage(Message):
+    """Other clients can write header names that are not UTF-8; confluent-kafka then fails like this, and only once."""
+
+    asked = False
+
+    def headers(self) -> Any:
+        if not self.asked:
+            self.asked = True
+            raise SystemError("headers() returned a result with an exception set")
+        return None
+
+
+def message(offset: int, *, kind: type[Message] = Message) -> Message:
+    return kind("t", 0, offset, b"k", b"%d" % offset, [("a", b"1")], None, (1, 1000))
+
+
+@pytest.mark.parametrize("unfit", ["stop", "skip"])
+async def test_a_header_name_that_cannot_be_read_is_not_dropped_silently(
+    kafka: Cluster, monkeypatch: pytest.MonkeyPatch, unfit: Literal["stop", "skip"]
+) -> None:
+    topic, group, context = kafka.create_topic(), kafka.name(), make_context()
+    kafka.send(topic, numbered(1))
+    config = KafkaSourceConfig(bootstrap_servers=kafka.address, group_id=group, topics=[topic], unfit=unfit)
+    read_columns = kafka_source._Columns.of
+
+    def columns_of(messages: list[Message]) -> Any:
+        """What is read is three messages, the middle one unreadable."""
+        if messages[0].offset() == 0 and messages[0].topic() == topic:
+            messages[:] = [message(0), message(1, kind=UnreadableMessage), message(2)]
+        return read_columns(messages)
+
+    monkeypatch.setattr(kafka_source._Columns, "of", columns_of)
+    outlet = RecordingOutlet()
+    source = KafkaSource(config, context)
+    if unfit == "stop":
+        with trio.fail_after(20), pytest.raises(SourceError, match=r"offset 1 of partition 0 .* not UTF-8"):
+            await source.run(outlet)
+        assert values_of(outlet.batches) == [b"0"]
+        assert kafka.committed(group, topic).offset == 1
+    else:
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(source.run, outlet)
+                await outlet.wait_until(has(2))
+                nursery.cancel_scope.cancel()
+        assert values_of(outlet.batches) == [b"0", b"2"]
+        assert [part.previous for part in records_of(outlet.batches)] == [NO_POSITION, 1]
+    assert context.counters["record_unfit"] == 1
 
 
 async def test_a_topics_change_of_timestamp_type_is_carried(kafka: Cluster) -> None:
@@ -417,6 +467,62 @@ async def test_a_broker_that_is_away_is_waited_for(tmp_path: Path) -> None:
     # A commit may have been lost with the broker: then some are sent again, but none is left out.
     assert list(dict.fromkeys(values_of(outlet.batches))) == [b"%d" % i for i in range(20)]
     assert chains_hold(outlet.batches)
+
+
+async def test_partitions_that_are_lost_are_dropped_and_read_again_from_what_was_committed(
+    kafka: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A member that hung too long finds its partitions given away: what it holds is not its own to send."""
+    monkeypatch.setattr(kafka_source, "KEEP_ALIVE_S", 2.0)  # It hangs: the group hears nothing for longer than allowed.
+    topic, group = kafka.create_topic(), kafka.name()
+    kafka.send(topic, numbered(200))
+    outlet = GatedOutlet(batch_bytes=1100, open=False)
+    client = {"session.timeout.ms": 1000, "heartbeat.interval.ms": 100, "max.poll.interval.ms": 1000}
+    async with running(kafka, outlet, group=group, topics=[topic], client=client) as context:
+        await eventually(lambda: context.status.get("partitions") == [f"{topic}/0"])
+        await eventually(lambda: context.counters["partitions_lost"] > 0)
+        assert kafka.committed(group, topic).offset < 0
+        outlet.take()
+        await outlet.wait_until(lambda batches: b"199" in values_of(batches))
+        await eventually(lambda: kafka.committed(group, topic).offset == 200)
+    assert set(values_of(outlet.batches)) == {b"%d" % i for i in range(200)}
+
+
+async def test_a_client_that_failed_for_good_is_replaced(kafka: Cluster) -> None:
+    topic, group = kafka.create_topic(), kafka.name()
+    kafka.send(topic, numbered(3))
+    outlet, sessions = RecordingOutlet(), []
+    opened = kafka_source._Session._open
+
+    def open_and_note(session: Any) -> Any:
+        sessions.append(session)
+        return opened(session)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kafka_source._Session, "_open", open_and_note)
+        async with running(kafka, outlet, group=group, topics=[topic]) as context:
+            await outlet.wait_until(has(3))
+            sessions[0]._on_error(KafkaError(KafkaError.FENCED_INSTANCE_ID, "fenced", fatal=True))
+            await eventually(lambda: len(sessions) == 2)
+            await trio.to_thread.run_sync(kafka.send, topic, numbered(3, first=3))
+            await outlet.wait_until(has(6))
+    assert context.counters["client_failed"] == 1
+    assert values_of(outlet.batches) == [b"%d" % i for i in range(6)]
+    assert chains_hold(outlet.batches)
+
+
+async def test_a_broker_that_refuses_is_tried_again_and_no_secret_is_logged(
+    kafka: Cluster, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sasl = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN", "sasl.username": "someone"}
+    client = sasl | {"sasl.password": "hunter2", "reconnect.backoff.max.ms": 100}
+    async with running(kafka, RecordingOutlet(), group=kafka.name(), topics=["t"], client=client) as context:
+        await eventually(lambda: context.counters["broker_refused"] > 1)
+        assert context.status["broker"] == "refused"
+    printed = capfd.readouterr()
+    assert "broker_refused" in printed.out
+    assert "hunter2" not in printed.out
+    assert printed.err == ""  # Nothing past the log.
 
 
 async def test_closing_with_no_broker_takes_no_longer_than_allowed(kafka: Cluster) -> None:

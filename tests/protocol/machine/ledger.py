@@ -111,7 +111,9 @@ class Ledger:
                 self.records[event.epoch] += event.count
                 self._reach("records lost")
             case RecordsMissing():
-                self._chains[event.stream, event.partition].missing |= set(range(event.first, event.last + 1))
+                chain = self._chains.get((event.stream, event.partition))
+                assert chain is not None, "GC-DLV-14"
+                chain.missing |= set(range(event.first, event.last + 1))
                 self._reach("records missing")
             case LinkInterrupted():
                 assert event.silent_s > 0, "GC-SESS-13"
@@ -164,7 +166,8 @@ class Ledger:
         if begins:
             before = run.first - 1 if run.count else run.last
             self._chains[key] = Chain(after=before, last=before)
-        chain = self._chains[key]
+        chain = self._chains.get(key)
+        assert chain is not None, "GC-DLV-14"
         fresh = {p for p in self._logs[key] if max(already, run.first - 1) < p <= run.last} if run.count else set()
         assert not chain.arrived & fresh, "a record was delivered twice (GC-DLV-15)"
         assert not fresh or min(fresh) > chain.last, "a record was delivered out of order"

@@ -608,8 +608,8 @@ class SenderOracle:
         self.heartbeat_s = heartbeat_s
         self.timeout_s = timeout_s
         self.began = now_s
-        self.types: list[int] = []
-        """Of all datagrams: the place is the sequence."""
+        self.types: Counter[int] = Counter()
+        """How many datagrams of each type were sent."""
         self.messages: list[Message] = []
         """The whole messages so far: the place is the number."""
         self.records = 0
@@ -620,10 +620,6 @@ class SenderOracle:
         self._unsummarised: dict[StreamPartition, int] = {}
         self._last_batch_s: float | None = None
 
-    @property
-    def closed(self) -> bool:
-        return SHUTDOWN in self.types
-
     def read(self, raw: bytes, now_s: float) -> None:
         """Check the next datagram."""
         assert len(raw) <= self.mtu - 28, "GC-WIRE-6"
@@ -632,12 +628,12 @@ class SenderOracle:
         assert (d.magic, d.version, d.flags, d.reserved, d.repair_symbols) == (0x4743, 1, 0, 0, 0), "GC-WIRE-1"
         assert (d.link_id, d.epoch) == (self.link_id, self.epoch), "GC-WIRE-1"
         assert xxh3_64_digest(raw[:-8]) == raw[-8:], "GC-WIRE-2"
-        assert d.sequence == len(self.types), "GC-WIRE-5"
+        assert d.sequence == self.types.total(), "GC-WIRE-5"
         assert not malformed(d, payload)
-        assert d.type == STARTUP or len(self.types) >= 3, "GC-SESS-2"
-        assert not self.closed or d.type == SHUTDOWN, "GC-SESS-4"
-        self.types.append(d.type)
-        assert self.types.count(SHUTDOWN) <= 3, "GC-SESS-4"
+        assert d.type == STARTUP or self.types[STARTUP] >= 3, "GC-SESS-2"
+        assert not self.types[SHUTDOWN] or d.type == SHUTDOWN, "GC-SESS-4"
+        self.types[d.type] += 1
+        assert self.types[SHUTDOWN] <= 3, "GC-SESS-4"
         if d.type == DATA:
             self._read_symbol(d, payload, now_s)
         else:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from tests.protocol.machine.world import SENT_MESSAGE_BYTES_MAX, Step, World, small_limits
+from tests.protocol.machine.world import SENT_MESSAGE_BYTES_MAX, Step, World
 
 SCENARIOS = Path(__file__).parent.parent / "scenarios"
 
@@ -42,12 +42,11 @@ def scenarios() -> dict[str, Scenario]:
 
 
 def play(scenario: Scenario) -> World:
-    """Run a scenario to its end and settle what is owed; the world as it then is."""
-    with small_limits():
-        world = World(**msgspec.structs.asdict(scenario.world))
-        for name, arguments in scenario.steps:
-            getattr(world, name)(**arguments)
-        world.settle()
+    """Run a scenario to its end, within `small_limits`, and settle what is owed; the world as it then is."""
+    world = World(**msgspec.structs.asdict(scenario.world))
+    for name, arguments in scenario.steps:
+        getattr(world, name)(**arguments)
+    world.settle()
     return world
 
 

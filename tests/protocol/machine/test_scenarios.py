@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.protocol.machine.scenario import play, scenarios
+from tests.protocol.machine.world import small_limits
 
 SCENARIOS = scenarios()
 
@@ -14,4 +15,5 @@ SCENARIOS = scenarios()
 def test_scenario(name: str) -> None:
     """Nothing of it goes wrong any more, and it still shows what it is about."""
     scenario = SCENARIOS[name]
-    assert play(scenario).reached.keys() >= set(scenario.reaches)
+    with small_limits():
+        assert play(scenario).reached.keys() >= set(scenario.reaches)

@@ -1,0 +1,165 @@
+"""An end of a pair as a process: its stored state, its socket, its admin endpoint, and the signals that end it."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+import trio
+from structlog.typing import FilteringBoundLogger
+
+from gapconn.admin.egress_view import EgressView
+from gapconn.admin.ingress_view import IngressView
+from gapconn.admin.pages import AdminView
+from gapconn.admin.server import serve_admin
+from gapconn.config import Pair
+from gapconn.egress import Egress
+from gapconn.errors import ConfigError, LinkError
+from gapconn.ingress import Ingress, burst_datagrams_at
+from gapconn.link.udp import UdpReceiver, UdpSender, ip_header_bytes, resolve
+from gapconn.protocol.receiver import LinkReceiver, ReceiverSettings
+from gapconn.protocol.sender import LinkSender, SenderSettings
+from gapconn.store.state import EgressState, IngressState
+from gapconn.units import format_bytes, format_rate
+
+
+class End(Protocol):
+    """What an ingress and an egress have in common."""
+
+    pair: Pair
+    log: FilteringBoundLogger
+    stopping: bool
+
+    async def run(self) -> None:
+        """All tasks, until the work is over."""
+
+    def stop(self) -> None:
+        """Ask for an orderly end."""
+
+    def unfinished(self) -> str:
+        """What is not done, when the grace time was spent."""
+
+
+async def serve_ingress(pair: Pair) -> None:
+    """Run the ingress of `pair` until its source ends or a signal asks it to stop.
+
+    Raises:
+        GapconnError: it cannot start, or cannot go on.
+    """
+    if pair.source is None:
+        raise ConfigError(["[source]: the section is missing, and the ingress needs it"])
+    log = structlog.get_logger().bind(link=pair.link.name)
+    family, target = await resolve(pair.link.address, "link.address")
+    state = await trio.to_thread.run_sync(
+        IngressState.open, Path(pair.link.state_directory), pair.link.name, pair.link.id
+    )
+    try:
+        # The clock only matters where there is no stored state, or a stored state from a clock that is behind.
+        epoch, previous_epoch = await trio.to_thread.run_sync(state.begin_session, int(time.time() * 1000))
+        header_bytes = ip_header_bytes(target[0])
+        core = LinkSender(
+            SenderSettings(
+                link_id=pair.link.id,
+                epoch=epoch,
+                previous_epoch=previous_epoch,
+                heartbeat_interval_s=pair.link.heartbeat_interval_s,
+                interruption_timeout_s=pair.link.interruption_timeout_s,
+                mtu_bytes=pair.link.mtu_bytes,
+                ip_header_bytes=header_bytes,
+                message_bytes_max=pair.link.message_bytes_max,
+                burst_datagrams_max=burst_datagrams_at(pair.link),
+            )
+        )
+        udp = UdpSender(family, target, log=log.bind(task="sender"))
+        try:
+            log.info(
+                "ingress_started",
+                to=str(pair.link.address),
+                epoch=epoch,
+                link_id=pair.link.id,
+                rate=format_rate(pair.link.rate_bps),
+                mtu_bytes=pair.link.mtu_bytes,
+                segmentation_offload=udp.gso,
+                announcing_s=0 if previous_epoch else pair.link.interruption_timeout_s,
+            )
+            ingress = Ingress(pair, pair.source, core, udp, header_bytes=header_bytes)
+            await _run_until_stopped(ingress, IngressView(ingress))
+        finally:
+            udp.close()
+    finally:
+        state.close()
+
+
+async def serve_egress(pair: Pair) -> None:
+    """Run the egress of `pair` until a signal asks it to stop.
+
+    Raises:
+        GapconnError: it cannot start, or cannot go on.
+    """
+    if pair.sink is None:
+        raise ConfigError(["[sink]: the section is missing, and the egress needs it"])
+    log = structlog.get_logger().bind(link=pair.link.name)
+    family, listen = await resolve(pair.link.listen, "link.bind" if pair.link.bind else "link.address")
+    state = await trio.to_thread.run_sync(
+        EgressState.open, Path(pair.link.state_directory), pair.link.name, pair.link.id
+    )
+    try:
+        resume = await trio.to_thread.run_sync(state.load)
+        udp = UdpReceiver(family, listen, log=log.bind(task="receiver"), buffer_bytes=pair.link.receive_buffer_bytes)
+        try:
+            core = LinkReceiver(
+                ReceiverSettings(
+                    link_id=pair.link.id,
+                    interruption_timeout_s=pair.link.interruption_timeout_s,
+                    reorder_timeout_s=pair.link.reorder_timeout_s,
+                    reassembly_bytes_max=pair.link.reassembly_bytes_max,
+                    message_bytes_max=pair.link.message_bytes_max,
+                ),
+                now_s=trio.current_time(),
+                resume=resume,
+            )
+            log.info(
+                "egress_started",
+                listening=str(udp.address),
+                link_id=pair.link.id,
+                receive_buffer=format_bytes(udp.buffer_bytes),
+                receive_offload=udp.gro,
+                resumes_epoch=resume.epoch if resume else None,
+            )
+            egress = Egress(pair, pair.sink, core, udp, state, resume=resume)
+            await _run_until_stopped(egress, EgressView(egress))
+        finally:
+            udp.close()
+    finally:
+        state.close()
+
+
+async def _run_until_stopped(end: End, view: AdminView) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_stop_on_signal, end, signals, nursery, name=f"{view.role}.signals")
+            if end.pair.admin is not None:
+                bound = await nursery.start(serve_admin, end.pair.admin.listen, view)
+                end.log.info("admin_listening", address=str(bound))
+            await end.run()
+            nursery.cancel_scope.cancel()
+
+
+async def _stop_on_signal(end: End, signals: AsyncIterator[int], nursery: trio.Nursery) -> None:
+    # Every signal is taken, also those that say it again: Trio gives back what is left at the end, and that would kill
+    # a process that is just ending well.
+    async for number in signals:
+        end.log.info("stopping", signal=signal.Signals(number).name, grace_s=end.pair.link.shutdown_grace_s)
+        if not end.stopping:
+            end.stop()
+            nursery.start_soon(_end_grace, end, name="grace")
+
+
+async def _end_grace(end: End) -> None:
+    grace_s = end.pair.link.shutdown_grace_s
+    await trio.sleep(grace_s)
+    raise LinkError(f"link.shutdown_grace ({grace_s:g} s) is over: {end.unfinished()}")
