@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gapconn.progress import ProgressTracker
 from gapconn.protocol.events import FollowReason, LinkInterrupted, MessageDelivered, MessagesLost, RecordsLost
 from gapconn.protocol.events import SessionFollowed as Followed
-from gapconn.protocol.positions import StreamPartition
+from gapconn.protocol.positions import Standing, StreamPartition
 from gapconn.protocol.receiver import Progress
 from gapconn.protocol.registry import LossCause
 
@@ -20,7 +20,7 @@ EPOCH = 7
 
 
 def message(
-    number: int, *, records: int = 10, epoch: int = EPOCH, positions: Mapping[StreamPartition, int] | None = None
+    number: int, *, records: int = 10, epoch: int = EPOCH, positions: Mapping[StreamPartition, Standing] | None = None
 ) -> MessageDelivered:
     """A message whose records are numbered as if all before it had as many."""
     return MessageDelivered(
@@ -30,7 +30,7 @@ def message(
         record_count=records,
         runs=[],
         already_delivered={},
-        positions={P: number * 100} if positions is None else positions,
+        positions={P: Standing(epoch, 0, number * 100)} if positions is None else positions,
         body=memoryview(b"."),
     )
 
@@ -47,12 +47,14 @@ def records_lost(first: int, count: int, *, epoch: int = EPOCH) -> RecordsLost:
     return RecordsLost(epoch=epoch, first=first, count=count, cause=LossCause.GAP)
 
 
-def progress(next_message: int, next_record: int, position: int | None = None, epoch: int = EPOCH) -> Progress:
+def progress(
+    next_message: int, next_record: int, position: int | None = None, epoch: int = EPOCH, at: int | None = None
+) -> Progress:
     return Progress(
         epoch=epoch,
         next_message=next_message,
         next_record=next_record,
-        positions={} if position is None else {P: position},
+        positions={} if position is None else {P: Standing(epoch if at is None else at, 0, position)},
     )
 
 
@@ -96,15 +98,15 @@ def test_accepting_twice_is_accepting_once() -> None:
 
 def test_only_positions_that_changed_are_stored_again() -> None:
     tracker = ProgressTracker()
-    tracker.expect(message(0, positions={("a", 0): 1, ("b", 0): 1}))()
+    tracker.expect(message(0, positions={("a", 0): Standing(EPOCH, 0, 1), ("b", 0): Standing(EPOCH, 0, 1)}))()
     first = tracker.take()
     assert first is not None
-    assert first.positions == {("a", 0): 1, ("b", 0): 1}
-    tracker.expect(message(1, positions={("b", 0): 2}))()
-    tracker.expect(message(2, positions={("b", 0): 3}))()
+    assert first.positions == {("a", 0): Standing(EPOCH, 0, 1), ("b", 0): Standing(EPOCH, 0, 1)}
+    tracker.expect(message(1, positions={("b", 0): Standing(EPOCH, 0, 2)}))()
+    tracker.expect(message(2, positions={("b", 0): Standing(EPOCH, 0, 3)}))()
     second = tracker.take()
     assert second is not None
-    assert second.positions == {("b", 0): 3}
+    assert second.positions == {("b", 0): Standing(EPOCH, 0, 3)}
 
 
 def test_losses_are_settled_without_the_sink_but_not_before_what_is_open() -> None:
@@ -149,7 +151,7 @@ def test_a_new_session_is_stored_at_once_and_behind_the_old_one() -> None:
     tracker.happened(followed(EPOCH + 1))
     assert tracker.take() is None
     accept()
-    assert tracker.take() == progress(0, 0, 10_000, epoch=EPOCH + 1)
+    assert tracker.take() == progress(0, 0, 10_000, epoch=EPOCH + 1, at=EPOCH)
     tracker.expect(message(0, epoch=EPOCH + 1))()
     assert tracker.take() == progress(1, 10, 0, epoch=EPOCH + 1)
 
@@ -174,7 +176,7 @@ def test_a_sink_that_hangs_does_not_make_it_grow() -> None:
     hanging()
     stored = tracker.take()
     assert stored is not None
-    assert (stored.next_message, stored.positions) == (1001, {P: 99_900})
+    assert (stored.next_message, stored.positions) == (1001, {P: Standing(EPOCH, 0, 99_900)})
 
 
 @pytest.mark.req("GC-DLV-18")
@@ -184,14 +186,14 @@ def test_against_a_naive_count(data: st.DataObject) -> None:
     """Any order of messages, losses, sessions and acceptances; a naive list of all that happened is the oracle."""
     tracker = ProgressTracker()
     # Whether it is settled; epoch, next message, next record (None: as before); positions.
-    facts: list[tuple[bool, tuple[int, int | None, int | None], dict[StreamPartition, int]]] = []
+    facts: list[tuple[bool, tuple[int, int | None, int | None], dict[StreamPartition, Standing]]] = []
     accepts: dict[int, Callable[[], None]] = {}
     epoch = number = 0
-    stored_positions: dict[StreamPartition, int] = {}
+    stored_positions: dict[StreamPartition, Standing] = {}
     stored = (0, 0, 0)
     for what in data.draw(st.lists(st.sampled_from("mmmmlrfaaaat"), max_size=60)):
         if what == "m":
-            positions = {("s", number % 3): number}
+            positions = {("s", number % 3): Standing(epoch, 0, number)}
             accepts[len(facts)] = tracker.expect(message(number, epoch=epoch, positions=positions))
             facts.append((False, (epoch, number + 1, number * 10 + 10), positions))
             number += 1
@@ -217,7 +219,7 @@ def test_against_a_naive_count(data: st.DataObject) -> None:
                 stored_positions |= took.positions
             settled = facts[: next((i for i, fact in enumerate(facts) if not fact[0]), len(facts))]
             expected: list[int] = [0, 0, 0]
-            expected_positions: dict[StreamPartition, int] = {}
+            expected_positions: dict[StreamPartition, Standing] = {}
             for _, (in_epoch, next_message, next_record), positions in settled:
                 if in_epoch != expected[0]:
                     expected = [in_epoch, 0, 0]

@@ -9,9 +9,11 @@ from collections.abc import Iterable, Sequence
 
 import attrs
 import numpy as np
+from msgspec.structs import replace
 
 from gapconn.protocol.envelope import Run, begin_message, end_message
 from gapconn.protocol.events import Event
+from gapconn.protocol.positions import StreamPartition
 from gapconn.protocol.receiver import LinkReceiver, Progress, ReceiverSettings
 from gapconn.protocol.registry import DatagramType, DropReason, MessageKind, Phase
 from gapconn.protocol.wire import ROWS_MAX, SLAB_BYTES, Announcement, Burst, Header, Slab, encode_datagram
@@ -70,6 +72,8 @@ class Session:
     messages: int = 0
     """Messages so far, so the number of the next."""
     records: int = 0
+    chains: dict[StreamPartition, Run] = attrs.field(factory=dict)
+    """By stream partition: the first run of the chain that was sent last."""
 
     def startup(self, **changes: int) -> bytes:
         """A StartUp."""
@@ -85,14 +89,14 @@ class Session:
 
     def message(self, body: bytes = b"", *, runs: Sequence[Run] = (), record_count: int = 1) -> list[bytes]:
         """The datagrams of the session's next message."""
-        message = message_of(body, runs=runs, first_record=self.records, record_count=record_count)
+        message = message_of(body, runs=self._chained(runs), first_record=self.records, record_count=record_count)
         self.records += record_count
         return self.symbols(message)
 
     def positions(self, *runs: Run) -> list[bytes]:
         """The datagrams of a `positions` message, the session's next."""
         return self.symbols(
-            message_of(runs=runs, first_record=self.records, record_count=0, kind=MessageKind.POSITIONS)
+            message_of(runs=self._chained(runs), first_record=self.records, record_count=0, kind=MessageKind.POSITIONS)
         )
 
     def symbols(self, message: bytes) -> list[bytes]:
@@ -121,6 +125,16 @@ class Session:
             )
         self.messages += 1
         return datagrams
+
+    def _chained(self, runs: Sequence[Run]) -> list[Run]:
+        chained = []
+        for run in runs:
+            key = (run.stream, run.partition)
+            if run.previous == -1 or key not in self.chains:
+                self.chains[key] = replace(run, begun=run.first, continues=run.previous >= 0, chain=self.messages)
+            began = self.chains[key]
+            chained.append(replace(run, begun=began.begun, continues=began.continues, chain=began.chain))
+        return chained
 
     def datagram(self, kind: DatagramType, payload: bytes, header: Header | None = None) -> bytes:
         """A datagram with the session's next sequence; the rest as in `header`, if it is given."""

@@ -26,6 +26,9 @@ def runs(draw: st.DrawFn) -> Run:
         first=first,
         last=last,
         count=draw(st.integers(1, min(last - first + 1, 2**32))),
+        begun=draw(st.integers(0, first)),
+        continues=draw(st.booleans()),
+        chain=draw(st.integers(0, 2**64 - 1)),
     )
 
 
@@ -79,7 +82,7 @@ def test_bytes_with_a_check_that_fits_are_opened_or_refused(covered: bytes) -> N
 @settings(deadline=None)
 @pytest.mark.req("GC-WIRE-11")
 def test_a_message_with_any_byte_changed_is_refused(body: bytes, place: int, change: int) -> None:
-    message = bytearray(message_of(body, runs=[Run("s", 0, -1, 0, 0, 1)]))
+    message = bytearray(message_of(body, runs=[Run("s", 0, -1, 0, 0, 1, 0, False, 0)]))
     message[place % len(message)] ^= change
     with pytest.raises(RemoteProtocolError, match="check"):
         open_message(memoryview(message))

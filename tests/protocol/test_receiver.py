@@ -24,6 +24,7 @@ from gapconn.protocol.events import (
     SessionEnded,
     SessionFollowed,
 )
+from gapconn.protocol.positions import Standing
 from gapconn.protocol.receiver import Progress
 from gapconn.protocol.registry import DropReason, Flag, LossCause
 from gapconn.protocol.sender import LinkSender, SenderSettings
@@ -390,7 +391,7 @@ def test_an_egress_that_hears_the_start_reports_nothing_even_if_the_start_is_ove
     assert egress.receiver.datagrams_missed == 0
 
 
-STORED = Progress(epoch=EPOCH, next_message=3, next_record=30, positions={("s", 0): 29})
+STORED = Progress(epoch=EPOCH, next_message=3, next_record=30, positions={("s", 0): Standing(EPOCH, 0, 29)})
 
 
 def sent_until(session: Session, messages: int) -> Session:

@@ -383,12 +383,12 @@ def test_when_nothing_was_sent_for_an_interval_the_last_positions_are_told() -> 
     assert types(subject.tick(1.0)) == [HEARTBEAT], "half an interval is not idle"
     due = subject.tick(2.0)
     assert types(due) == [DATA, HEARTBEAT]
-    assert told(due) == [[Run("s", 0, 4, 4, 4, 0), Run("t", 0, 9, 9, 9, 0)]]
+    assert told(due) == [[Run("s", 0, 4, 4, 4, 0, 0, False, 0), Run("t", 0, 9, 9, 9, 0, 7, False, 0)]]
     assert said(due[-1]).messages_sent == 2
     assert types(subject.tick(3.0)) == [HEARTBEAT], "once"
     subject.message(b"", [run(4, 5, 5)], now_s=3.1)
     subject.tick(4.0)
-    assert told(subject.tick(5.0)) == [[Run("s", 0, 5, 5, 5, 0)]]
+    assert told(subject.tick(5.0)) == [[Run("s", 0, 5, 5, 5, 0, 0, False, 0)]]
 
 
 @pytest.mark.req("GC-DLV-17")
@@ -431,7 +431,7 @@ def test_a_session_ends_with_the_last_positions_and_shutdowns_and_nothing_after_
     subject.message(b"", [run(-1, 0, 4)], now_s=0.5)
     last = subject.stop()
     assert types(last) == [DATA] + [SHUTDOWN] * 3
-    assert told(last) == [[Run("s", 0, 4, 4, 4, 0)]]
+    assert told(last) == [[Run("s", 0, 4, 4, 4, 0, 0, False, 0)]]
     assert {(said(d).phase, said(d).messages_sent, said(d).records_sent) for d in last[1:]} == {(Phase.CLOSING, 2, 1)}
     assert subject.sender.state is SenderState.CLOSED
     assert subject.sender.next_deadline_s() is None

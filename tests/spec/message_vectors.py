@@ -35,15 +35,15 @@ def cuts() -> Cuts:
 
 
 def _whole() -> list[WholeMessage]:
-    chain = Run("orders", 0, 9, 10, 14, 5)
-    holes = Run("orders", 3, -1, 2**40, TOP_63, 2)
-    told = [Run("orders", 0, 14, 14, 14, 0), Run("größer", 7, 0, 0, 0, 0)]
-    extreme = [Run("s", 2**31 - 1, TOP_63 - 1, TOP_63, TOP_63, 1)]
+    chain = Run("orders", 0, 9, 10, 14, 5, 6, True, 0)
+    holes = Run("orders", 3, -1, 2**40, TOP_63, 2, 2**40, False, 3)
+    told = [Run("orders", 0, 14, 14, 14, 0, 6, True, 0), Run("größer", 7, 0, 0, 0, 0, 0, False, 2)]
+    extreme = [Run("s", 2**31 - 1, TOP_63 - 1, TOP_63, TOP_63, 1, TOP_63, True, TOP_64)]
     return [
         _batch("empty", b"", [], record_count=0),
         _batch("a body and no positions", b"a body", [], first_record=30),
         _batch("positions of two stream partitions", bytes(range(64)), [chain, holes], first_record=9, record_count=7),
-        _batch("a stream without a name, and its first record", b"x", [Run("", 0, -1, 0, 0, 1)]),
+        _batch("a stream without a name, and its first record", b"x", [Run("", 0, -1, 0, 0, 1, 0, False, 0)]),
         _batch("largest numbers", b"x", extreme, first_record=TOP_64, record_count=2**32 - 1),
         _positions("positions only", told),
         _positions("positions only, and none", []),
@@ -60,12 +60,14 @@ def _positions(name: str, runs: list[Run]) -> WholeMessage:
     return WholeMessage(name, message.hex(), "positions", 37, 0, _fields(runs), "")
 
 
-def _fields(runs: list[Run]) -> list[tuple[str, int, int, int, int, int]]:
-    return [(r.stream, r.partition, r.previous, r.first, r.last, r.count) for r in runs]
+def _fields(runs: list[Run]) -> list[tuple[str, int, int, int, int, int, int, bool, int]]:
+    return [
+        (r.stream, r.partition, r.previous, r.first, r.last, r.count, r.begun, r.continues, r.chain) for r in runs
+    ]
 
 
 def _damaged() -> dict[str, bytes]:
-    good = message_of(b"a body", runs=[Run("s", 0, 3, 4, 6, 3)], record_count=3)
+    good = message_of(b"a body", runs=[Run("s", 0, 3, 4, 6, 3, 4, True, 0)], record_count=3)
     positions = good[24:-14]
     return {
         "a flipped bit in the body": _flipped(good, len(good) - 10),
@@ -85,11 +87,17 @@ def _damaged() -> dict[str, bytes]:
         "positions that are a map": _raw(b"\x80"),
         "positions that claim 2^32 - 1 runs": _raw(b"\xdd\xff\xff\xff\xff"),
         "positions nested ten thousand deep": _raw(b"\x91" * 10_000),
-        "a run of five fields": _run("s", 0, 3, 4, 6),
-        "a run of seven fields": _run("s", 0, 3, 4, 6, 3, 0),
+        "a run of six fields": _raw(msgspec.msgpack.encode([("s", 0, 3, 4, 6, 3)])),
+        "a run of seven fields": _raw(msgspec.msgpack.encode([("s", 0, 3, 4, 6, 3, 0)])),
+        "a run of eight fields": _raw(msgspec.msgpack.encode([("s", 0, 3, 4, 6, 3, 0, False)])),
+        "a run of ten fields": _raw(msgspec.msgpack.encode([("s", 0, 3, 4, 6, 3, 0, False, 0, 0)])),
         "a stream that is not text": _run(5, 0, 3, 4, 6, 3),
-        "a stream that is not UTF-8": _raw(b"\x91\x96\xa1\xff\x00\x03\x04\x06\x03"),
+        "a stream that is not UTF-8": _raw(b"\x91\x99\xa1\xff\x00\x03\x04\x06\x03\x00\xc2\x00"),
         "a position that is not a whole number": _run("s", 0, 3, 4.5, 6, 3),
+        "a chain that begins behind its run": _run("s", 0, 3, 4, 6, 3, begun=5),
+        "a chain that begins before position 0": _run("s", 0, 3, 4, 6, 3, begun=-1),
+        "a chain that began before message 0": _run("s", 0, 3, 4, 6, 3, chain=-1),
+        "a chain that neither continues nor does not": _run("s", 0, 3, 4, 6, 3, continues=0),
         "a previous position of -2": _run("s", 0, -2, 4, 6, 3),
         "a negative position": _run("s", 0, -1, -1, 6, 3),
         "a run that ends before it begins": _run("s", 0, 3, 6, 4, 1),
@@ -104,8 +112,17 @@ def _damaged() -> dict[str, bytes]:
     }
 
 
-def _run(*fields: object, kind: int = 1, record_count: int = 3, body: bytes = b"a body") -> bytes:
-    return _raw(msgspec.msgpack.encode([fields]), kind=kind, record_count=record_count, body=body)
+def _run(
+    *fields: object,
+    begun: int = 0,
+    continues: object = False,
+    chain: int = 0,
+    kind: int = 1,
+    record_count: int = 3,
+    body: bytes = b"a body",
+) -> bytes:
+    positions = msgspec.msgpack.encode([(*fields, begun, continues, chain)])
+    return _raw(positions, kind=kind, record_count=record_count, body=body)
 
 
 def _raw(

@@ -62,7 +62,7 @@ class WholeMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Name in registry.toml."""
     first_record: int
     record_count: int
-    positions: list[tuple[str, int, int, int, int, int]]
+    positions: list[tuple[str, int, int, int, int, int, int, bool, int]]
     body_hex: str
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from gapconn.errors import LinkError
+from gapconn.protocol.positions import Standing
 from gapconn.store.state import POSITIONS_MAX, U64_MAX, EgressState, IngressState, Progress
 
 Opener = Callable[[Path, str, int], Any]
@@ -25,6 +26,13 @@ Opener = Callable[[Path, str, int], Any]
 BOTH = pytest.mark.parametrize(
     ("role", "opener"), [("ingress", IngressState.open), ("egress", EgressState.open)], ids=["ingress", "egress"]
 )
+
+
+LARGEST = Standing(U64_MAX, U64_MAX, U64_MAX)
+
+
+def at(position: int) -> Standing:
+    return Standing(1, 0, position)
 
 
 def _file(directory: Path, role: str, link: str = "orders") -> Path:
@@ -80,33 +88,33 @@ def test_a_clock_epoch_that_does_not_fit_is_a_mistake_of_the_caller(tmp_path: Pa
 def test_progress_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
     with EgressState.open(tmp_path, "orders", 7) as state:
         assert state.load() is None
-        state.save(U64_MAX, U64_MAX, U64_MAX, {("a", 0): 1, ("a", 1): U64_MAX, ("ä/\0'\"", 0): -1, ("", -3): 2**63})
-        state.save(U64_MAX, 12, 13, {("a", 0): 9, ("new", 2**40): 0})
+        state.save(U64_MAX, U64_MAX, U64_MAX, {("a", 0): at(1), ("a", 1): LARGEST, ("ä/\0'\"", 0): at(-1), ("", -3): at(2**63)})
+        state.save(U64_MAX, 12, 13, {("a", 0): Standing(8, 7, 9), ("new", 2**40): at(0)})
     with EgressState.open(tmp_path, "orders", 7) as state:
         assert state.load() == Progress(
             epoch=U64_MAX,
             next_message=12,
             next_record=13,
             positions={
-                ("a", 0): 9,
-                ("a", 1): U64_MAX,
-                ("ä/\0'\"", 0): -1,
-                ("", -3): 2**63,
-                ("new", 2**40): 0,
+                ("a", 0): Standing(8, 7, 9),
+                ("a", 1): LARGEST,
+                ("ä/\0'\"", 0): at(-1),
+                ("", -3): at(2**63),
+                ("new", 2**40): at(0),
             },
         )
 
 
 def test_positions_updated_longest_ago_are_forgotten_beyond_the_limit(tmp_path: Path) -> None:
     with EgressState.open(tmp_path, "orders", 7) as state:
-        state.save(1, 1, 1, {("s", n): n for n in range(POSITIONS_MAX)})
-        state.save(1, 2, 2, {("s", 0): 5})  # the oldest becomes the youngest
-        state.save(1, 3, 3, {("t", n): n for n in range(10)})
+        state.save(1, 1, 1, {("s", n): at(n) for n in range(POSITIONS_MAX)})
+        state.save(1, 2, 2, {("s", 0): at(5)})  # the oldest becomes the youngest
+        state.save(1, 3, 3, {("t", n): at(n) for n in range(10)})
         progress = state.load()
     assert progress is not None
     kept = progress.positions
     assert len(kept) == POSITIONS_MAX
-    assert kept["s", 0] == 5
+    assert kept["s", 0] == at(5)
     assert all(("s", n) not in kept for n in range(1, 11))
     assert ("s", 11) in kept
     assert all(("t", n) in kept for n in range(10))
@@ -114,28 +122,28 @@ def test_positions_updated_longest_ago_are_forgotten_beyond_the_limit(tmp_path: 
 
 def test_a_save_that_fails_stores_nothing(tmp_path: Path) -> None:
     with EgressState.open(tmp_path, "orders", 7) as state:
-        state.save(1, 10, 10, {("s", 0): 10})
+        state.save(1, 10, 10, {("s", 0): at(10)})
         with pytest.raises(UnicodeEncodeError):
-            state.save(1, 20, 20, {("s", 0): 20, ("\udc80", 0): 1})
-        assert state.load() == Progress(epoch=1, next_message=10, next_record=10, positions={("s", 0): 10})
-        state.save(1, 30, 30, {("s", 0): 30})
-        assert state.load() == Progress(epoch=1, next_message=30, next_record=30, positions={("s", 0): 30})
+            state.save(1, 20, 20, {("s", 0): at(20), ("\udc80", 0): at(1)})
+        assert state.load() == Progress(epoch=1, next_message=10, next_record=10, positions={("s", 0): at(10)})
+        state.save(1, 30, 30, {("s", 0): at(30)})
+        assert state.load() == Progress(epoch=1, next_message=30, next_record=30, positions={("s", 0): at(30)})
 
 
 def test_a_full_disk_is_reported_and_the_next_save_works(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with EgressState.open(tmp_path, "orders", 7) as state:
-        state.save(1, 10, 10, {("s", 0): 10})
+        state.save(1, 10, 10, {("s", 0): at(10)})
         resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, before[1]))
         try:
             with pytest.raises(LinkError, match=r"cannot be saved.*a disk with free space"):
-                state.save(1, 20, 20, {("x" * 100, n): 20 for n in range(10_000)})
+                state.save(1, 20, 20, {("x" * 100, n): at(20) for n in range(10_000)})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        assert state.load() == Progress(epoch=1, next_message=10, next_record=10, positions={("s", 0): 10})
-        state.save(1, 30, 30, {("s", 0): 30})
+        assert state.load() == Progress(epoch=1, next_message=10, next_record=10, positions={("s", 0): at(10)})
+        state.save(1, 30, 30, {("s", 0): at(30)})
     with EgressState.open(tmp_path, "orders", 7) as state:
-        assert state.load() == Progress(epoch=1, next_message=30, next_record=30, positions={("s", 0): 30})
+        assert state.load() == Progress(epoch=1, next_message=30, next_record=30, positions={("s", 0): at(30)})
 
 
 @BOTH
@@ -145,7 +153,7 @@ def test_only_the_owner_can_read_the_files(tmp_path: Path, role: str, opener: Op
     try:
         with opener(directory, "orders", 7) as state:
             if isinstance(state, EgressState):
-                state.save(1, 1, 1, {("s", 0): 1})
+                state.save(1, 1, 1, {("s", 0): at(1)})
             modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()}
     finally:
         os.umask(previous)
@@ -166,6 +174,7 @@ def test_links_and_roles_share_a_directory(tmp_path: Path, role: str, opener: Op
 HOLD = """
 import signal, sys
 from pathlib import Path
+from gapconn.protocol.positions import Standing
 from gapconn.store.state import EgressState, IngressState
 state = {"ingress": IngressState, "egress": EgressState}[sys.argv[1]].open(Path(sys.argv[2]), "orders", 7)
 print("held", flush=True)
@@ -213,11 +222,12 @@ SAVE = """
 import sys
 from itertools import count
 from pathlib import Path
+from gapconn.protocol.positions import Standing
 from gapconn.store.state import EgressState, IngressState
 if sys.argv[1] == "egress":
     state = EgressState.open(Path(sys.argv[2]), "orders", 7)
     for n in count(1):
-        state.save(3, n, n, {("s", partition): n for partition in range(50)})
+        state.save(3, n, n, {("s", partition): Standing(1, 0, n) for partition in range(50)})
         print(n, flush=True)
 else:
     state = IngressState.open(Path(sys.argv[2]), "orders", 7)
@@ -246,7 +256,7 @@ def test_a_killed_egress_kept_every_save_and_no_half_one(tmp_path: Path) -> None
         assert progress is not None
         assert progress.next_message in (said, said + 1)
         assert progress.next_record == progress.next_message
-        assert progress.positions == {("s", partition): progress.next_message for partition in range(50)}
+        assert progress.positions == {("s", partition): at(progress.next_message) for partition in range(50)}
 
 
 def test_a_killed_ingress_never_uses_an_epoch_twice(tmp_path: Path) -> None:
@@ -317,7 +327,7 @@ def test_damage_is_refused_with_advice_and_left_alone(tmp_path: Path, role: str,
 def test_damaged_numbers_are_refused(tmp_path: Path) -> None:
     with IngressState.open(tmp_path, "orders", 7) as ingress, EgressState.open(tmp_path, "orders", 7) as egress:
         ingress.begin_session(5)
-        egress.save(1, 1, 1, {("s", 0): 1})
+        egress.save(1, 1, 1, {("s", 0): at(1)})
     _change(_file(tmp_path, "ingress"), "UPDATE session SET last_epoch = 'many'")
     _change(_file(tmp_path, "egress"), "UPDATE position SET position = x'00ff'")
     with IngressState.open(tmp_path, "orders", 7) as ingress, pytest.raises(LinkError, match="'many' is not a number"):
