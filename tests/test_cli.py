@@ -66,9 +66,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, end: str, error: BaseException | None
         if error is not None:
             raise error
 
-    module = ModuleType(f"gapconn.{end}")
-    setattr(module, f"serve_{end}", service)
-    monkeypatch.setitem(sys.modules, f"gapconn.{end}", module)
+    monkeypatch.setattr(f"gapconn.service.serve_{end}", service)
     Path("pair.toml").write_text(PAIR)
     return pairs
 

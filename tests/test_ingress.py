@@ -501,7 +501,7 @@ async def test_each_start_has_a_higher_epoch_that_is_stored_before_anything_is_s
             return epoch, previous
 
         monkeypatch.setattr(IngressState, "begin_session", begin)
-        monkeypatch.setattr("gapconn.ingress.time.time", lambda: next(clock))
+        monkeypatch.setattr("gapconn.service.time.time", lambda: next(clock))
         way = link(tmp_path, port=port, heartbeat_interval=0.01)
         for _ in range(3):
             await serve_ingress(pair(way, source=source_of(source)))

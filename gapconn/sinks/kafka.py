@@ -160,13 +160,13 @@ class _Run:
                 self.failure = error
                 self.on_failure(self, error)
 
-    def begin_again(self) -> None:
-        """Make ready for another producer."""
-        self.failure = None
-        if not self.in_order and not self.settled:
-            self.done = 0  # It is not known which ones: some will be there twice.
-        self.one_by_one = self.rejected
-        self.in_order |= self.one_by_one
+    def again(self) -> _Run:
+        """The same for another producer; what the one before may still report does not touch it."""
+        # Of several partitions it is not known which records are done: some will be there twice.
+        done = self.done if self.in_order or self.settled else 0
+        return attrs.evolve(
+            self, done=done, failure=None, one_by_one=self.rejected, in_order=self.in_order or self.rejected
+        )
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -204,6 +204,8 @@ class KafkaSink:
         """Rises after every look at its reports."""
         self._failure: KafkaError | None = None
         """Why it can be used no more."""
+        self._serving = False
+        """Its reports are looked at."""
         self._partition_counts: dict[str, int] = {}
         self._next_probe = 0.0
 
@@ -284,9 +286,9 @@ class KafkaSink:
     async def _produce_until_failure(self, inlet: Inlet) -> None:
         """Send all flights with one producer, until everything is accepted or the producer can be used no more."""
         for flight in self._flights:
-            for run in flight.runs:
-                run.begin_again()
+            flight.runs[:] = [run.again() for run in flight.runs]
         self._failure = None
+        self._serving = True
         self._watch.quiet = False
         self._partition_counts.clear()
         self._to_produce.value = len(self._flights)
@@ -308,10 +310,13 @@ class KafkaSink:
 
     async def _serve(self, producer: Producer, scope: trio.CancelScope) -> None:
         """Look at reports and accept what is settled, until the end."""
-        while self._failure is None and not self._finished:
-            await trio.to_thread.run_sync(self._poll, producer)
-            self._accept_settled()
-            self._polls.value += 1
+        try:
+            while self._failure is None and not self._finished:
+                await trio.to_thread.run_sync(self._poll, producer)
+                self._accept_settled()
+                self._polls.value += 1
+        finally:
+            self._serving = False
         scope.cancel()
 
     def _accept_settled(self) -> None:
@@ -465,11 +470,11 @@ class KafkaSink:
         """Give up to `count` of the records that are not done to librdkafka."""
         topic, partition, report, produce = run.topic, run.partition, run.report, producer.produce
         for value, key, stamp, headers in self._rows(run, slice(run.done, run.done + count)):
-            while True:
+            while self._serving:
                 try:
                     produce(topic, value, key, partition, report, None, stamp, headers)
                 except BufferError:
-                    time.sleep(0.01)  # The other thread serves reports meanwhile.
+                    time.sleep(0.01)  # Reports make room.
                 except KafkaException as error:
                     # Not a report: those of the records before this one are still to come, and count.
                     if run.one_by_one:

@@ -53,7 +53,7 @@ def stretches(draw: st.DrawFn) -> list[list[bytes]]:
 
 @st.composite
 def raw_runs(draw: st.DrawFn) -> list[bytes]:
-    """Datagrams that continue each other, from a header near the limits of what is well formed."""
+    """Datagrams that continue each other, or nearly so, from a header near the limits of what is well formed."""
     header = Header(
         type=draw(st.sampled_from([DatagramType.DATA] * 4 + [DatagramType.HEARTBEAT])),
         link_id=LINK_ID,
@@ -67,8 +67,13 @@ def raw_runs(draw: st.DrawFn) -> list[bytes]:
         source_symbols=draw(st.sampled_from([1, 3, 5, 250])),
         repair_symbols=draw(st.sampled_from([0, 0, 2, 6])),
     )
+    changing = draw(
+        st.sampled_from([None, None, "message", "block", "epoch", "link_id", "type", "message_bytes", "flags"])
+    )
     datagrams = []
     for i in range(draw(st.integers(1, 6))):
+        if changing is not None and i:
+            header = attrs.evolve(header, **{changing: getattr(header, changing) + 1})
         carry, index = divmod(header.index + i, 256)  # behind 255 the next field counts, as in the header's last word
         datagrams.append(
             encode_datagram(
@@ -144,6 +149,20 @@ def test_bursts_are_what_they_hold(path: list[list[bytes]], pauses_s: list[float
         assert state_of(joined.receiver) == state_of(alone.receiver)
     for reason in alone.dropped:
         event(reason.name.lower())
+
+
+@pytest.mark.parametrize("field", [name for name in attrs.fields_dict(Header) if name not in ("sequence", "index")])
+@pytest.mark.req("GC-MOD-1", "GC-MOD-5")
+def test_a_datagram_that_differs_in_any_other_field_begins_a_run_of_its_own(field: str) -> None:
+    first = Session(symbol_bytes=64, block_symbols=3, sequence=10, messages=3).symbols(bytes(300))[0]
+    startup = Session(sequence=9).startup()
+    header = Header.unpack(first)
+    second = with_header(first, sequence=11, index=1, **{field: getattr(header, field) + 1})
+    third = with_header(second, sequence=12, index=2)
+    alone, joined = Egress.make(), Egress.make()
+    alone.hear(startup, first, second, third)
+    joined.receiver.receive(burst(startup, first, second, third), 0.0)
+    assert state_of(joined.receiver) == state_of(alone.receiver)
 
 
 @pytest.mark.req("GC-MOD-3")

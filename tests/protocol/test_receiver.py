@@ -520,7 +520,7 @@ def test_a_newcomer_that_has_sent_much_is_believed_at_its_second_datagram() -> N
     first, second = new.heartbeat(), new.heartbeat()
     egress.hear(first)
     assert egress.receiver.epoch == EPOCH + 1
-    assert egress.receiver.datagrams_missed == 0, "what it says is not acted on yet"
+    assert (egress.receiver.announcement, egress.receiver.datagrams_missed) == (None, 0), "nothing is believed yet"
     assert egress.dropped == {DropReason.UNCONFIRMED_JUMP: 1}
     egress.hear(second, first)
     assert egress.receiver.datagrams_missed == 5_000_000

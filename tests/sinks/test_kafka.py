@@ -158,6 +158,23 @@ async def test_a_batch_without_records_is_accepted(kafka: Cluster) -> None:
     assert inlet.accepted == [0, 1]
 
 
+async def test_cancelled_with_a_full_queue_of_the_client_it_stops_at_once(kafka_node: KafkaNode) -> None:
+    kafka = Cluster(kafka_node.address)
+    topic, inlet = kafka.create_topic(), PacedInlet(script=batches_of(1), rest=batches_of(5))
+    sink = make_sink(kafka, topic=topic, client={"queue.buffering.max.messages": 10})
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sink.run, inlet)
+            await eventually(lambda: inlet.accepted == [0])
+            kafka_node.pause()
+            inlet.go_on.set()
+            await trio.sleep(0.3)
+            stopped_at = trio.current_time()
+            nursery.cancel_scope.cancel()
+    assert trio.current_time() - stopped_at < 4
+    assert inlet.accepted == [0]
+
+
 async def test_no_more_is_taken_than_may_be_in_flight(kafka: Cluster) -> None:
     taken = 0
 
@@ -277,6 +294,12 @@ async def test_a_broker_that_hangs_or_goes_away_costs_neither_records_nor_order(
     for partition in (0, 1):
         numbers = [int(e.value or b"") for e in kafka.read(topic) if e.partition == partition]
         assert numbers == [n for n in range(600) if n // 10 % 2 == partition]
+
+
+async def test_a_small_queue_of_the_client_is_waited_for(kafka: Cluster) -> None:
+    topic = kafka.create_topic()
+    await deliver(kafka, batches_of(20, each=50), topic=topic, client={"queue.buffering.max.messages": 10})
+    assert [e.value for e in kafka.read(topic)] == [b"%d" % i for i in range(1000)]
 
 
 async def test_cancelled_with_no_broker_it_stops_at_once() -> None:

@@ -23,29 +23,16 @@ import pytest
 from gapconn.errors import LocalProtocolError
 from gapconn.protocol import positions, reassembler, sequence
 from gapconn.protocol.envelope import Run
-from gapconn.protocol.events import (
-    ConflictCleared,
-    ConflictDetected,
-    Event,
-    ForeignLinkDetected,
-    LinkInterrupted,
-    LinkRestored,
-    MessageDelivered,
-    MessagesLost,
-    RecordsLost,
-    RecordsMissing,
-    SessionEnded,
-    SessionFollowed,
-)
-from gapconn.protocol.receiver import LinkReceiver, Progress, ReceiverSettings
+from gapconn.protocol.receiver import LinkReceiver, Progress
 from gapconn.protocol.sender import LinkSender, SenderSettings
 from gapconn.protocol.states import SenderState
 from gapconn.protocol.wire import Burst, Slab
-from gapconn.testing.memory_gap import Fate, MemoryGap, bursts_of, datagrams_of
+from gapconn.testing.memory_gap import Fate, MemoryGap, datagrams_of
 from tests.protocol.machine import oracle
+from tests.protocol.machine.egress import Egress
 from tests.protocol.machine.forgery import Stroke, fate_of, forged, injected
 from tests.protocol.machine.ledger import Accepted, Ledger, plain_run
-from tests.protocol.machine.oracle import EgressLimits, ReceiverOracle, SenderOracle, Stored, StreamPartition
+from tests.protocol.machine.oracle import EgressLimits, SenderOracle, StreamPartition
 
 Step: TypeAlias = list[Any]
 """`[name of an operation, its arguments by name]`."""
@@ -76,11 +63,6 @@ def small_limits() -> Iterator[None]:
         patch.setattr(reassembler, "MESSAGES_HELD_MAX", MESSAGES_HELD_MAX)
         patch.setattr(positions, "POSITIONS_TRACKED_MAX", POSITIONS_TRACKED_MAX)
         yield
-
-
-def charge(symbols: int, symbol_bytes: int) -> int:
-    """How the core counts the memory of a message: its symbols, and a byte each to tell whether it is there."""
-    return symbols * (symbol_bytes + 1)
 
 
 @attrs.define
@@ -157,7 +139,7 @@ class World:
         self._overheard: deque[bytes] = deque(maxlen=2_000)
         """Datagrams as they were sent."""
         self._wall_ms = 1_000_000
-        self._sessions: dict[int, SenderOracle] = {}
+        self.sessions: dict[int, SenderOracle] = {}
         self._logs: dict[StreamPartition, list[int]] = {}
         self._limits = EgressLimits(
             link_id=LINK_ID,
@@ -187,7 +169,7 @@ class World:
         stored = ingress.stored_epoch if keep else 0
         # Two sessions of one epoch could not be told apart. The specification leaves it to clocks that there are none.
         epoch = max(self._wall_ms, stored + 1)
-        while epoch in self._sessions:
+        while epoch in self.sessions:
             epoch += 1
         ingress.stored_epoch = epoch
         mtu = 200 + epoch % 90
@@ -202,7 +184,7 @@ class World:
                 message_bytes_max=SENT_MESSAGE_BYTES_MAX,
             )
         )
-        ingress.reads = self._sessions[epoch] = SenderOracle(
+        ingress.reads = self.sessions[epoch] = SenderOracle(
             link_id=LINK_ID,
             epoch=epoch,
             previous_epoch=stored,
@@ -311,7 +293,7 @@ class World:
     def replay(self, *, where: int, count: int) -> None:
         """Datagrams that were sent before arrive again; `where` in thousandths of all that were."""
         first = where * len(self._overheard) // 1_000
-        self._feed(list(self._overheard)[first : first + count], self.now_s)
+        self._egress.feed(list(self._overheard)[first : first + count], self.now_s)
         self._check()
 
     @operation
@@ -319,7 +301,7 @@ class World:
         """A datagram arrives that no ingress of this link sent so."""
         datagram = injected(kind, self._overheard, where)
         if datagram is not None:
-            self._feed([datagram], self.now_s)
+            self._egress.feed([datagram], self.now_s)
             self._reach(f"injected {kind}")
         self._check()
 
@@ -344,8 +326,7 @@ class World:
             away_ticks: What arrives in that time is lost.
         """
         if in_order:
-            self._receiver.close(self.now_s)
-            self._oracle.close(self.now_s)
+            self._egress.close(self.now_s)
             self._check()
             self.accept(count=len(self._ledger.with_sink))
         for _ in range(away_ticks):
@@ -384,9 +365,8 @@ class World:
         for ingress in self.ingresses:
             if ingress.running and ingress.sender is not None:
                 assert ingress.sender.handle_timeout(earlier) == []
-        self._receiver.handle_timeout(earlier)
-        self._oracle.pass_time(earlier)
-        self._feed(list(self._overheard)[-1:], earlier)
+        self._egress.pass_time(earlier)
+        self._egress.feed(list(self._overheard)[-1:], earlier)
         self._check()
 
     @operation
@@ -395,14 +375,14 @@ class World:
         while self._gap.under_way:
             self.wait(ticks=16, how="punctual")
         self.wait(ticks=4 * OWN_TIMEOUT_TICKS, how="punctual")
-        epoch = self._receiver.epoch
+        epoch = self.receiver.epoch
         running = {ingress.epoch: host for host, ingress in enumerate(self.ingresses) if ingress.running}
         if epoch not in running:
             assert max(running, default=0) <= epoch, "a newcomer must have taken the link by now (GC-SESS-7)"
         else:
-            sent = self._sessions[epoch]
-            assert self._receiver.next_message == len(sent.messages), "GC-DLV-10"
-            assert (self._receiver.held_messages, self._receiver.held_bytes) == (0, 0)
+            sent = self.sessions[epoch]
+            assert self.receiver.next_message == len(sent.messages), "GC-DLV-10"
+            assert (self.receiver.held_messages, self.receiver.held_bytes) == (0, 0)
             assert self._ledger.records[epoch] == sent.records, "GC-DLV-13"
             delivered = self._ledger.delivered[epoch]
             self.send(host=running[epoch], parts=[[0, 1]], plain=1, size=500, commit=True, strokes=[])
@@ -412,32 +392,16 @@ class World:
     # == how it works =========================================================================================
 
     def _begin_egress_life(self, *, accepted: Accepted) -> None:
-        saved = self._saved
-        self._receiver = LinkReceiver(
-            ReceiverSettings(
-                link_id=LINK_ID,
-                interruption_timeout_s=self._limits.interruption_timeout_s,
-                reorder_timeout_s=self._limits.reorder_timeout_s,
-                reassembly_bytes_max=self._limits.reassembly_bytes_max,
-                message_bytes_max=self._limits.message_bytes_max,
-            ),
-            now_s=self.now_s,
-            resume=saved,
-        )
-        stored = None
-        if saved is not None:
-            stored = Stored(
-                epoch=saved.epoch,
-                next_message=saved.next_message,
-                next_record=saved.next_record,
-                positions=dict(saved.positions),
-            )
-        self._oracle = ReceiverOracle(self._limits, charge, now_s=self.now_s, stored=stored)
+        self._egress = Egress(self._limits, burst_max=self._burst_max, now_s=self.now_s, saved=self._saved)
         self._ledger = Ledger(
-            sessions=self._sessions, logs=self._logs, accepted=accepted, saved=saved, reach=self._reach
+            sessions=self.sessions, logs=self._logs, accepted=accepted, saved=self._saved, reach=self._reach
         )
-        self._fed = 0
         self._drops_reached: set[str] = set()
+
+    @property
+    def receiver(self) -> LinkReceiver:
+        """The egress of now."""
+        return self._egress.receiver
 
     def _read_source(self, ingress: Ingress, partition: int, count: int) -> Run:
         """The next records of a partition, as a run."""
@@ -470,33 +434,20 @@ class World:
         self._gap.send(datagrams, self.now_s, fates)
 
     def _arrive(self) -> None:
-        self._feed(self._gap.arrive(self.now_s), self.now_s)
-
-    def _feed(self, datagrams: list[bytes], told_s: float) -> None:
-        for burst in bursts_of(datagrams, self._burst_max):
-            self._receiver.receive(burst, told_s)
-            burst.slab.flat[:] = 0xA5  # it may be reused at once
-        for datagram in datagrams:
-            self._oracle.receive(datagram, told_s)
-        self._fed += len(datagrams)
+        self._egress.feed(self._gap.arrive(self.now_s), self.now_s)
 
     def _next_due(self, how: str) -> int | None:
         times = [i.sender.next_deadline_s() for i in self.ingresses if i.running and i.sender is not None]
         times.append(self._gap.next_arrival_s)
         if how == "punctual":
-            times.append(self._receiver.next_deadline_s())
+            times.append(self.receiver.next_deadline_s())
         return min((round(time / TICK_S) for time in times if time is not None), default=None)
 
     def _tick(self, how: str) -> None:
         self._senders_due()
         self._arrive()
         if how == "punctual":
-            self._receiver.handle_timeout(self.now_s)
-            self._oracle.pass_time(self.now_s)
-            deadline = self._receiver.next_deadline_s()
-            assert deadline is None or deadline > self.now_s, "a timer that was called is still due"
-            owed = self._oracle.next_timer()
-            assert owed is None or (deadline is not None and deadline <= owed[0]), "a timer is not asked for"
+            self._egress.pass_time(self.now_s)
 
     def _senders_due(self) -> None:
         for ingress in self.ingresses:
@@ -511,99 +462,12 @@ class World:
         for ingress in self.ingresses:
             if ingress.running and ingress.reads is not None:
                 assert self.now_s - ingress.reads.last_said_s <= HEARTBEAT_TICKS * TICK_S, "GC-TIME-1"
-        receiver, owed = self._receiver, self._oracle
-        receiver.handle_timeout(self.now_s)
-        owed.pass_time(self.now_s)
-        events = receiver.take_events()
-        for event in events:
-            self._ledger.enter(event, owed.chains_begun)
-        told, due = _by_topic(map(_plain, events)), _by_topic(owed.take_events())
-        for topic, says in due.items():
-            assert told[topic] == says, topic
-        dropped = {reason.name.lower(): count for reason, count in receiver.counters.dropped.items() if count}
-        assert dropped == dict(owed.dropped), "GC-MOD-5"
-        assert receiver.counters.datagrams == self._fed == owed.used + sum(dropped.values()), "GC-MOD-5"
-        assert receiver.datagrams_missed == owed.missed, "GC-DLV-12"
-        assert (receiver.next_message, receiver.next_record) == (owed.next, owed.records_seen)
-        assert (receiver.epoch, receiver.state.value) == (owed.followed, owed.state)
-        assert receiver.conflict == owed.conflict, "GC-SESS-11"
-        assert receiver.silent_s(self.now_s) == self.now_s - owed.last_heard
-        assert (receiver.held_bytes, receiver.held_messages) == (owed.held_bytes, len(owed.held))
-        assert receiver.held_bytes <= self._limits.reassembly_bytes_max, "GC-LIM-1"
-        assert receiver.held_messages <= MESSAGES_HELD_MAX, "GC-LIM-1"
-        for reason in dropped.keys() - self._drops_reached:
+        for event in self._egress.check(self.now_s):
+            self._ledger.enter(event, self._egress.oracle.chains_begun)
+        for reason in self._egress.dropped.keys() - self._drops_reached:
+            self._drops_reached.add(reason)
             self._reach(f"dropped {reason}")
-        self._drops_reached |= dropped.keys()
 
     def _reach(self, name: str) -> None:
         self.reached[name] += 1
         self._mark(name)
-
-
-def _plain(event: Event) -> oracle.Event:  # noqa: PLR0911 - one answer for each kind
-    """An event of the core as the oracle tells it."""
-    match event:
-        case SessionFollowed():
-            return ("followed", event.epoch, event.previous_epoch, event.reason.name)
-        case SessionEnded():
-            return ("ended", event.epoch, event.messages_sent, event.records_sent)
-        case LinkInterrupted():
-            return ("interrupted", event.epoch)
-        case LinkRestored():
-            return ("restored", event.silent_s)
-        case ConflictDetected():
-            return ("conflict", event.epoch, event.rival_epoch)
-        case ConflictCleared():
-            return ("cleared", event.rival_epoch)
-        case ForeignLinkDetected():
-            return ("foreign", event.link_id)
-        case MessagesLost():
-            return ("lost", event.epoch, event.first, event.last, event.cause.name.lower())
-        case RecordsLost():
-            return ("records lost", event.epoch, event.count)
-        case RecordsMissing():
-            return ("missing", event.epoch, event.stream, event.partition, event.first, event.last)
-        case MessageDelivered():
-            runs = tuple(map(plain_run, event.runs))
-            already = dict(event.already_delivered)
-            head = (event.epoch, event.number, event.first_record, event.record_count)
-            return ("delivered", *head, runs, already, bytes(event.body))
-
-
-_TOPICS = {
-    "followed": "session",
-    "ended": "session",
-    "interrupted": "liveness",
-    "restored": "liveness",
-    "conflict": "rivals",
-    "cleared": "rivals",
-    "foreign": "foreign links",
-}
-
-
-def _by_topic(events: Iterable[oracle.Event]) -> dict[str, list[oracle.Event]]:
-    """Events by what they are about, each topic in order.
-
-    What is lost is told message by message, and lost records are added up between two deliveries: timers that are
-    called late say in one piece what they would have said in several.
-    """
-    topics: dict[str, list[oracle.Event]] = {topic: [] for topic in ("data", *_TOPICS.values())}
-    data = topics["data"]
-    records: Counter[int] = Counter()
-    for event in events:
-        kind = event[0]
-        if kind in _TOPICS:
-            topics[_TOPICS[kind]].append(event)
-        elif kind == "lost":
-            _, epoch, first, last, cause = event
-            data += [("lost", epoch, number, cause) for number in range(first, last + 1)]
-        elif kind == "records lost":
-            records[event[1]] += event[2]
-        elif kind == "delivered":
-            data += [("records lost", *count) for count in sorted(records.items())]
-            data.append(event)
-            records.clear()
-        else:
-            data.append(event)
-    data += [("records lost", *count) for count in sorted(records.items())]
-    return topics
