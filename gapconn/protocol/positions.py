@@ -57,9 +57,7 @@ class SentPositions:
             self._chains.move_to_end(key)
             self._unsummarised.pop(key, None)
             self._unsummarised[key] = None
-        while len(self._chains) > POSITIONS_TRACKED_MAX:
-            key, _ = self._chains.popitem(last=False)
-            self._unsummarised.pop(key, None)
+        self._forget()
 
     @property
     def full(self) -> bool:
@@ -86,7 +84,13 @@ class SentPositions:
             messages[-1].append(structs.replace(run, previous=run.last, first=run.last, count=0))
             room -= size
         self._unsummarised.clear()
+        self._forget()
         return messages
+
+    def _forget(self) -> None:
+        """Keep to the limit; what is still to be said is kept until then."""
+        while len(self._chains) > POSITIONS_TRACKED_MAX and (key := next(iter(self._chains))) not in self._unsummarised:
+            del self._chains[key]
 
 
 class Standing(NamedTuple):

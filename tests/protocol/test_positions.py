@@ -257,7 +257,7 @@ def test_the_chain_used_longest_ago_is_forgotten_first(monkeypatch: pytest.Monke
     send(sent, 0, sent_run(-1, 0, 0, a), sent_run(-1, 0, 0, b))
     send(sent, 1, sent_run(0, 1, 1, a))
     send(sent, 2, sent_run(-1, 0, 0, c))
-    assert sent.take_summary(1_000) == [[told(1, a), told(0, c, chain=2)]]
+    assert sent.take_summary(1_000) == [[told(0, b), told(1, a), told(0, c, chain=2)]], "nothing is left untold"
     assert send(sent, 3, sent_run(1, 2, 2, a)) == [(0, False, 0)]
     assert send(sent, 4, sent_run(0, 1, 1, b)) == [(1, True, 4)]
 

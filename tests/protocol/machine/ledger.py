@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import attrs
@@ -25,7 +25,7 @@ from gapconn.protocol.events import (
     SessionFollowed,
 )
 from gapconn.protocol.receiver import Progress
-from tests.protocol.machine.oracle import POSITIONS, SenderOracle, StreamPartition
+from tests.protocol.machine.oracle import POSITIONS, PlainRun, SenderOracle, StreamPartition
 
 Accepted: TypeAlias = set[tuple[int, int]]
 """(epoch, number) of messages."""
@@ -79,17 +79,21 @@ class Ledger:
         # The records of messages whose loss was stored before they were counted.
         self._lost_since_delivery = {"GAP"} if saved is not None else set()
         self._chains: dict[StreamPartition, Chain] = {}
+        self._missing_before_next: dict[StreamPartition, set[int]] = {}
+        """Reported, and to be entered with the message that showed it."""
         if saved is not None:
             self._next[saved.epoch] = saved.next_message
             self.records[saved.epoch] = saved.next_record
-            self._chains = {key: Chain(after=last, last=last) for key, last in saved.positions.items()}
+            for key, (_, _, last) in saved.positions.items():
+                self._chains[key] = Chain(after=last, last=last)
 
-    def enter(self, event: Event, chains_begun: Collection[tuple[int, int, StreamPartition]]) -> None:
+    def enter(self, event: Event, chains_begun: Mapping[tuple[int, int, int], int]) -> None:
         """Check one event.
 
         Args:
             event: The event.
-            chains_begun: (epoch, number, stream partition) of the runs that do not continue what was delivered before.
+            chains_begun: By (epoch, number, place in the message), for the runs that do not continue what was delivered
+                before: the position behind which everything is owed.
         """
         self.tracker.happened(event)
         match event:
@@ -111,9 +115,8 @@ class Ledger:
                 self.records[event.epoch] += event.count
                 self._reach("records lost")
             case RecordsMissing():
-                chain = self._chains.get((event.stream, event.partition))
-                assert chain is not None, "GC-DLV-14"
-                chain.missing |= set(range(event.first, event.last + 1))
+                missing = self._missing_before_next.setdefault((event.stream, event.partition), set())
+                missing |= set(range(event.first, event.last + 1))
                 self._reach("records missing")
             case LinkInterrupted():
                 assert event.silent_s > 0, "GC-SESS-13"
@@ -123,10 +126,8 @@ class Ledger:
 
     def check_located(self) -> None:
         """In each chain, every record that was sent arrived or is in a reported range, and never both (GC-DLV-14)."""
-        for key, chain in self._chains.items():
-            sent = {p for p in self._logs.get(key, ()) if chain.after < p <= chain.last}
-            assert chain.arrived <= sent
-            assert sent - chain.missing == chain.arrived, "GC-DLV-14"
+        for key in self._chains:
+            self._check_located(key)
 
     def accept(self, count: int) -> None:
         """The sink accepts the oldest messages that it was given."""
@@ -135,9 +136,7 @@ class Ledger:
             self.accepted.add((epoch, number))
         del self.with_sink[:count]
 
-    def _enter_delivered(
-        self, event: MessageDelivered, chains_begun: Collection[tuple[int, int, StreamPartition]]
-    ) -> None:
+    def _enter_delivered(self, event: MessageDelivered, chains_begun: Mapping[tuple[int, int, int], int]) -> None:
         epoch, number = event.epoch, event.number
         assert epoch == self._current, "GC-MOD-1"
         assert number == self._next_of(epoch), "GC-MOD-2"
@@ -151,9 +150,10 @@ class Ledger:
         self.delivered[epoch] += 1
         self._lost_since_delivery.clear()
         self.with_sink.append((epoch, number, self.tracker.expect(event)))
-        for run in event.runs:
-            key = (run.stream, run.partition)
-            self._enter_run(run, event.already_delivered.get(key, -1), begins=(epoch, number, key) in chains_begun)
+        for place, run in enumerate(event.runs):
+            already = event.already_delivered.get((run.stream, run.partition), -1)
+            self._enter_run(run, already, owed_after=chains_begun.get((epoch, number, place)))
+        assert not self._missing_before_next, "GC-DLV-14"
         if event.already_delivered:
             self._reach("sent again")
         if sent.kind == POSITIONS:
@@ -161,23 +161,34 @@ class Ledger:
         if len(sent.body) > 30_000:
             self._reach("delivered in several blocks")
 
-    def _enter_run(self, run: Run, already: int, *, begins: bool) -> None:
+    def _enter_run(self, run: Run, already: int, *, owed_after: int | None) -> None:
         key = (run.stream, run.partition)
-        if begins:
-            before = run.first - 1 if run.count else run.last
-            self._chains[key] = Chain(after=before, last=before)
+        if owed_after is not None:
+            self._check_located(key)
+            self._chains[key] = Chain(after=owed_after, last=owed_after)
         chain = self._chains.get(key)
         assert chain is not None, "GC-DLV-14"
+        missing = self._missing_before_next.pop(key, set())
+        assert not missing & chain.arrived, "GC-DLV-14"
+        chain.missing |= missing
         fresh = {p for p in self._logs[key] if max(already, run.first - 1) < p <= run.last} if run.count else set()
         assert not chain.arrived & fresh, "a record was delivered twice (GC-DLV-15)"
         assert not fresh or min(fresh) > chain.last, "a record was delivered out of order"
         chain.arrived |= fresh
         chain.last = max(chain.last, run.last)
 
+    def _check_located(self, key: StreamPartition) -> None:
+        chain = self._chains.get(key)
+        if chain is not None:
+            sent = {p for p in self._logs.get(key, ()) if chain.after < p <= chain.last}
+            assert chain.arrived <= sent
+            assert sent - chain.missing == chain.arrived, "GC-DLV-14"
+
     def _next_of(self, epoch: int) -> int:
         return self._next.get(epoch, 0)
 
 
-def plain_run(run: Run) -> tuple[str, int, int, int, int, int]:
+def plain_run(run: Run) -> PlainRun:
     """A run as the oracle has it."""
-    return (run.stream, run.partition, run.previous, run.first, run.last, run.count)
+    head = (run.stream, run.partition, run.previous, run.first, run.last, run.count)
+    return (*head, run.begun, run.continues, run.chain)

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from tests.protocol.machine.forgery import INJECTIONS, STROKES, Stroke
 from tests.protocol.machine.scenario import written_down
-from tests.protocol.machine.world import HEARTBEAT_TICKS, SENT_MESSAGE_BYTES_MAX, World
+from tests.protocol.machine.world import HEARTBEAT_TICKS, SENT_MESSAGE_BYTES_MAX, VOLATILE, World
 
 hosts = st.sampled_from([0, 0, 0, 1, 2])
 shares = st.integers(0, 999)
@@ -104,6 +104,19 @@ class LinkMachine(RuleBasedStateMachine):
         for _ in range(0, 2 * HEARTBEAT_TICKS, ticks):
             self._do("send", host=host, parts=parts, plain=0, size=20, commit=True, strokes=[])
             self._do("wait", ticks=ticks, how="late")
+
+    @rule(host=hosts, how=st.sampled_from(["rewind", "restart", "both"]), drop=st.booleans(), before=st.integers(1, 3))
+    def send_from_the_start_again(self, host: int, how: str, drop: bool, before: int) -> None:
+        """The positions of a partition begin again, in a new session or not; the first message may be lost."""
+        host = self._active(host)
+        arguments = {"host": host, "parts": [[VOLATILE, before]], "plain": 0, "size": 20, "commit": True}
+        self._do("send", strokes=[], **arguments)
+        if how != "rewind":
+            self._do("start_ingress", host=host, keep=True)
+        if how != "restart":
+            self._do("rewind", host=host)
+        self._do("send", strokes=[["drop", 0, 1_000, 0]] if drop else [], **{**arguments, "parts": [[VOLATILE, 1]]})
+        self._do("send", strokes=[], **arguments)
 
     @rule(host=hosts, messages=st.integers(1, 3))
     def outage(self, host: int, messages: int) -> None:

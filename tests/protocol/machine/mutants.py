@@ -23,7 +23,7 @@ from gapconn.protocol.envelope import Message, Run
 from gapconn.protocol.events import ConflictDetected
 from gapconn.protocol.follower import Follower
 from gapconn.protocol.fragmenter import Cut
-from gapconn.protocol.positions import DeliveredPositions, SentPositions, StreamPartition
+from gapconn.protocol.positions import DeliveredPositions, SentPositions, Standing, StreamPartition
 from gapconn.protocol.reassembler import Reassembler
 from gapconn.protocol.receiver import LinkReceiver
 from gapconn.protocol.registry import DatagramType, DropReason, LossCause, Phase
@@ -413,8 +413,9 @@ def records_are_counted_only_by_an_exact_announcement(patch: Patch) -> None:
 
 
 def holes_between_positions_are_missing(patch: Patch) -> None:
-    def dense(self: DeliveredPositions, runs: list[Run]) -> Any:
-        return settle(self, [msgspec.structs.replace(r, previous=r.first - 1 if r.count else r.first) for r in runs])
+    def dense(self: DeliveredPositions, number: int, runs: list[Run]) -> Any:
+        gapless = [msgspec.structs.replace(r, previous=r.first - 1 if r.count else r.first) for r in runs]
+        return settle(self, number, gapless)
 
     settle = DeliveredPositions.settle
     patch.setattr(DeliveredPositions, "settle", dense)
@@ -423,8 +424,8 @@ def holes_between_positions_are_missing(patch: Patch) -> None:
 def records_that_are_sent_again_are_delivered_again(patch: Patch) -> None:
     settle = DeliveredPositions.settle
 
-    def forgetful(self: DeliveredPositions, runs: list[Run]) -> Any:
-        missing, already = settle(self, runs)
+    def forgetful(self: DeliveredPositions, number: int, runs: list[Run]) -> Any:
+        missing, already = settle(self, number, runs)
         already.clear()
         return missing, already
 
@@ -434,12 +435,67 @@ def records_that_are_sent_again_are_delivered_again(patch: Patch) -> None:
 def a_redelivery_sets_the_position_back(patch: Patch) -> None:
     settle = DeliveredPositions.settle
 
-    def backwards(self: DeliveredPositions, runs: list[Run]) -> Any:
-        result = settle(self, runs)
-        self._delivered.update({(run.stream, run.partition): run.last for run in runs})
+    def backwards(self: DeliveredPositions, number: int, runs: list[Run]) -> Any:
+        result = settle(self, number, runs)
+        for run in runs:
+            key = (run.stream, run.partition)
+            self._delivered[key] = self._delivered[key]._replace(position=run.last)
         return result
 
     patch.setattr(DeliveredPositions, "settle", backwards)
+
+
+def a_chain_of_another_session_counts(patch: Patch) -> None:
+    settle = DeliveredPositions.settle
+
+    def trusting(self: DeliveredPositions, number: int, runs: list[Run]) -> Any:
+        return settle(self, number, [msgspec.structs.replace(run, continues=True) for run in runs])
+
+    patch.setattr(DeliveredPositions, "settle", trusting)
+
+
+def a_chain_is_known_by_its_first_position(patch: Patch) -> None:
+    settle = DeliveredPositions.settle
+
+    def mistaking(self: DeliveredPositions, number: int, runs: list[Run]) -> Any:
+        return settle(self, number, [msgspec.structs.replace(run, chain=run.begun) for run in runs])
+
+    patch.setattr(DeliveredPositions, "settle", mistaking)
+
+
+def a_restart_is_taken_for_records_sent_again(patch: Patch) -> None:
+    settle = DeliveredPositions.settle
+
+    def mistaking(self: DeliveredPositions, number: int, runs: list[Run]) -> Any:
+        return settle(self, number, [msgspec.structs.replace(run, previous=max(run.previous, 0)) for run in runs])
+
+    patch.setattr(DeliveredPositions, "settle", mistaking)
+
+
+def the_beginning_of_a_chain_is_not_missed(patch: Patch) -> None:
+    settle = DeliveredPositions.settle
+
+    def forgiving(self: DeliveredPositions, number: int, runs: list[Run]) -> Any:
+        return settle(self, number, [msgspec.structs.replace(run, begun=run.previous + 1) for run in runs])
+
+    patch.setattr(DeliveredPositions, "settle", forgiving)
+
+
+def what_was_before_is_missing_too(patch: Patch) -> None:
+    follow = DeliveredPositions.follow
+    patch.setattr(DeliveredPositions, "follow", lambda self, epoch, known_from: follow(self, epoch, 0))
+
+
+def a_chain_goes_on_over_a_restart_of_its_source(patch: Patch) -> None:
+    chained = SentPositions.chained
+
+    def endless(self: SentPositions, number: int, runs: list[Run]) -> list[Run]:
+        replace = msgspec.structs.replace
+        claiming = [replace(run, previous=max(run.previous, 0)) if run.previous < run.first else run for run in runs]
+        told = chained(self, number, claiming)
+        return [replace(run, previous=given.previous) for run, given in zip(told, runs, strict=True)]
+
+    patch.setattr(SentPositions, "chained", endless)
 
 
 def positions_are_not_summed_up_before_the_end(patch: Patch) -> None:
@@ -527,9 +583,9 @@ def positions_are_remembered_for_ever(patch: Patch) -> None:
 def the_newest_position_is_forgotten(patch: Patch) -> None:
     settle = DeliveredPositions.settle
 
-    def newest(self: DeliveredPositions, runs: list[Run]) -> Any:
-        kept: dict[StreamPartition, int] = dict(self._delivered)
-        result = settle(self, runs)
+    def newest(self: DeliveredPositions, number: int, runs: list[Run]) -> Any:
+        kept: dict[StreamPartition, Standing] = dict(self._delivered)
+        result = settle(self, number, runs)
         if len(kept) == POSITIONS_TRACKED_MAX:
             self._delivered.clear()
             self._delivered.update(kept)

@@ -22,6 +22,8 @@ from xxhash import xxh3_64_digest
 Event: TypeAlias = tuple[Any, ...]
 """Its kind and what it says, for example `("lost", epoch, first, last, cause)`."""
 StreamPartition: TypeAlias = tuple[str, int]
+PlainRun: TypeAlias = tuple[str, int, int, int, int, int, int, bool, int]
+"""stream, partition, previous, first, last, count, begun, continues, chain"""
 
 STARTUP, DATA, HEARTBEAT, SHUTDOWN = 1, 2, 3, 4
 ANNOUNCING, ACTIVE, CLOSING = 1, 2, 3
@@ -101,8 +103,7 @@ class Message:
     kind: int
     first_record: int
     record_count: int
-    runs: tuple[tuple[str, int, int, int, int, int], ...]
-    """stream, partition, previous, first, last, count"""
+    runs: tuple[PlainRun, ...]
     body: bytes
 
     @classmethod
@@ -173,7 +174,8 @@ class Stored:
     epoch: int
     next_message: int
     next_record: int
-    positions: Mapping[StreamPartition, int]
+    positions: Mapping[StreamPartition, tuple[int, int, int]]
+    """The session and the chain that delivered last, and up to which position."""
 
 
 @attrs.define
@@ -240,9 +242,14 @@ class ReceiverOracle:
         self.late_since: dict[int, float] = {}
         self.held: dict[int, _Incomplete] = {}
         self.records_seen = 0
-        self.positions: OrderedDict[StreamPartition, int] = OrderedDict(stored.positions if stored else {})
-        self.chains_begun: set[tuple[int, int, StreamPartition]] = set()
-        """(epoch, number, stream partition) of each run that continued nothing."""
+        self.positions: OrderedDict[StreamPartition, tuple[int, int, int]] = OrderedDict(
+            stored.positions if stored else {}
+        )
+        self.remembers_since = 0
+        """A chain that began in an earlier message may have been delivered, and be unknown now."""
+        self.chains_begun: dict[tuple[int, int, int], int] = {}
+        """By (epoch, number, place of the run in the message), for each run that continued nothing that was delivered:
+        the position behind which everything is owed."""
 
     # -- what can be asked ------------------------------------------------------------------------------------
 
@@ -411,7 +418,10 @@ class ReceiverOracle:
             next_message=stored.next_message if stored else 0,
             records_seen=stored.next_record if stored else 0,
         )
-        self._settle_below(said.messages_sent if said else d.message, "while_away" if self.stored else "before_join")
+        sent_before = said.messages_sent if said else d.message
+        self._settle_below(sent_before, "while_away" if self.stored else "before_join")
+        if self.stored is None:
+            self.remembers_since = sent_before
 
     def _begin(self, epoch: int, *, horizon: int, next_message: int, records_seen: int) -> None:
         self.missed_before += self._missed_in_session()
@@ -424,7 +434,7 @@ class ReceiverOracle:
         self.highest = horizon - 1
         self.received = set()
         self.jump = None
-        self.next = self.known_sent = next_message
+        self.next = self.known_sent = self.remembers_since = next_message
         self.late_since = {}
         self.held = {}
         self.records_seen = records_seen
@@ -543,25 +553,30 @@ class ReceiverOracle:
     def _chain(self, number: int, message: Message) -> dict[StreamPartition, int]:
         """The table of spec/delivery.md, "Positions"; what was delivered before, by stream partition."""
         already = {}
-        for stream, partition, previous, _, last, count in message.runs:
+        for place, (stream, partition, previous, first, last, count, begun, continues, chain) in enumerate(
+            message.runs
+        ):
             key = (stream, partition)
-            delivered = self.positions.get(key)
-            if delivered is None or previous == -1:
-                self.chains_begun.add((self.session, number, key))
-                delivered = last
-            elif previous == delivered:
-                delivered = last
-            elif previous > delivered:
-                self._tell("missing", self.session, stream, partition, delivered + 1, previous)
-                delivered = last
-            else:
-                if count:
+            session, of_chain, delivered = self.positions.get(key, (0, 0, -1))
+            same_chain = session == self.session and of_chain == chain
+            if session and previous != -1 and (same_chain or continues):
+                if previous > delivered:
+                    self._tell("missing", self.session, stream, partition, delivered + 1, previous)
+                if previous < delivered and count:
                     already[key] = delivered
                 delivered = max(delivered, last)
-            self.positions[key] = delivered
+            else:
+                owed_after = first - 1 if count else last
+                if previous >= begun and (session or chain >= self.remembers_since):
+                    self._tell("missing", self.session, stream, partition, begun, previous)
+                    owed_after = begun - 1
+                self.chains_begun[self.session, number, place] = owed_after
+                delivered = last
+            self.positions[key] = (self.session, chain, delivered)
             self.positions.move_to_end(key)
         while len(self.positions) > self.limits.positions_tracked_max:
             self.positions.popitem(last=False)
+            self.remembers_since = number + 1
         return already
 
     def _account_announced(self) -> None:
@@ -588,6 +603,7 @@ class SenderOracle:
         heartbeat_s: The heartbeat interval.
         timeout_s: The interruption timeout.
         now_s: When the session begins.
+        positions_tracked_max: Of the registry, as it is in the test.
     """
 
     def __init__(
@@ -600,8 +616,10 @@ class SenderOracle:
         heartbeat_s: float,
         timeout_s: float,
         now_s: float,
+        positions_tracked_max: int,
     ) -> None:
         self.link_id = link_id
+        self.positions_tracked_max = positions_tracked_max
         self.epoch = epoch
         self.previous_epoch = previous_epoch
         self.mtu = mtu
@@ -617,6 +635,8 @@ class SenderOracle:
         """When it last said anything of itself."""
         self._first_said: Announcement | None = None
         self._symbols: list[bytes] = []
+        self._chains: OrderedDict[StreamPartition, PlainRun] = OrderedDict()
+        """The last run of each stream partition that is remembered, the latest last."""
         self._unsummarised: dict[StreamPartition, int] = {}
         self._last_batch_s: float | None = None
 
@@ -674,11 +694,21 @@ class SenderOracle:
         assert message.first_record == self.records
         if message.kind == BATCH:
             self._last_batch_s = now_s
-        for stream, partition, _, _, last, _ in message.runs:
+        for run in message.runs:
+            stream, partition, previous, first, last, _, *chain = run
+            before = self._chains.get((stream, partition))
             if message.kind == BATCH:
+                begins = before is None or previous == -1 or first < before[6]
+                assert chain == ([first, previous != -1, d.message] if begins or before is None else [*before[6:]])
+                self._chains[stream, partition] = run
+                self._chains.move_to_end((stream, partition))
                 self._unsummarised[stream, partition] = last
             else:
                 assert self._unsummarised.pop((stream, partition)) == last, "GC-DLV-17"
+                assert before is not None
+                assert chain == [*before[6:]]
+        while len(self._chains) > self.positions_tracked_max and next(iter(self._chains)) not in self._unsummarised:
+            self._chains.popitem(last=False)
         self._symbols = []
         self.messages.append(message)
         self.records += message.record_count

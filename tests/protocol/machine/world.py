@@ -53,6 +53,9 @@ JUMP_UNCONFIRMED_MAX = 512
 MESSAGES_HELD_MAX = 12
 POSITIONS_TRACKED_MAX = 3
 
+VOLATILE = 3
+"""The partition of each ingress whose positions begin again in every session, as those of datagrams do."""
+
 
 @contextlib.contextmanager
 def small_limits() -> Iterator[None]:
@@ -192,8 +195,10 @@ class World:
             heartbeat_s=HEARTBEAT_TICKS * TICK_S,
             timeout_s=TIMEOUT_TICKS * TICK_S,
             now_s=self.now_s,
+            positions_tracked_max=POSITIONS_TRACKED_MAX,
         )
         ingress.read, ingress.last_sent = dict(ingress.committed), {}
+        ingress.read.pop(VOLATILE, None)
         self._transmit(ingress, ingress.sender.start(self.now_s))
         self._arrive()
         self._check()
@@ -270,7 +275,8 @@ class World:
             ingress.committed = dict(ingress.read)
         self._transmit(ingress, bursts, strokes)
         sent = ingress.reads.messages[number]
-        assert (sent.runs, sent.record_count, sent.body) == (tuple(map(plain_run, runs)), records, body)
+        as_given = [run[:6] for run in sent.runs]
+        assert (as_given, sent.record_count, sent.body) == ([plain_run(run)[:6] for run in runs], records, body)
         self._arrive()
         self._check()
 
@@ -279,6 +285,13 @@ class World:
         """Send short messages one behind the other; the gap strikes the first one."""
         for place in range(count):
             self.send(host=host, parts=[[0, 1]], plain=0, size=20, commit=True, strokes=[] if place else strokes)
+
+    @operation
+    def rewind(self, *, host: int) -> None:
+        """The source begins its volatile partition again, in the midst of the session."""
+        ingress = self.ingresses[host]
+        ingress.read.pop(VOLATILE, None)
+        ingress.last_sent.pop(VOLATILE, None)
 
     @operation
     def outage(self, *, host: int, messages: int) -> None:
@@ -411,7 +424,7 @@ class World:
         while len(log) < at + count:
             # Every third position holds no record: a transaction marker, a compacted record.
             log.append((log[-1] if log else partition) + (2 if len(log) % 3 == 2 else 1))
-        # Without any that is acknowledged, nothing is claimed (GC-DLV-16).
+        # Without any that is acknowledged, and in a volatile one, nothing is claimed (GC-DLV-16).
         previous = ingress.last_sent.get(partition, log[at - 1] if at else -1)
         ingress.read[partition] = at + count
         ingress.last_sent[partition] = log[at + count - 1]
