@@ -108,6 +108,7 @@ def chains_hold(batches: list[Batch]) -> bool:
 # What is committed, and when.
 
 
+@pytest.mark.req("GC-DLV-1")
 async def test_offsets_are_committed_only_after_the_records_were_taken(kafka: Cluster) -> None:
     topic, group = kafka.create_topic(), kafka.name()
     kafka.send(topic, numbered(5))
@@ -138,6 +139,7 @@ async def test_when_stopped_everything_read_is_sent_and_committed(kafka: Cluster
     assert kafka.committed(group, topic).offset == sent
 
 
+@pytest.mark.req("GC-DLV-16")
 async def test_the_chain_goes_on_for_the_same_link_only(kafka: Cluster) -> None:
     topic, group = kafka.create_topic(), kafka.name()
     previous = []
@@ -152,6 +154,7 @@ async def test_the_chain_goes_on_for_the_same_link_only(kafka: Cluster) -> None:
     assert previous == [NO_POSITION, 2, NO_POSITION, NO_POSITION]
 
 
+@pytest.mark.req("GC-DLV-16")
 async def test_an_operators_reset_restarts_the_chain(kafka: Cluster) -> None:
     topic, group = kafka.create_topic(), kafka.name()
     kafka.send(topic, numbered(6))
