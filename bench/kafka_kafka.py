@@ -85,7 +85,8 @@ def _plain(address: str, source: str) -> Figure:
 
 def _topic(address: str) -> str:
     name = f"bench-{uuid.uuid4().hex[:12]}"
-    for created in AdminClient({"bootstrap.servers": address}).create_topics([NewTopic(name, PARTITIONS, 1)]).values():
+    admin = AdminClient({"bootstrap.servers": address})  # it must live as long as its futures
+    for created in admin.create_topics([NewTopic(name, PARTITIONS, 1)]).values():
         created.result(30)
     return name
 

@@ -27,7 +27,16 @@ from gapconn.protocol.events import (
 from gapconn.protocol.follower import Follower
 from gapconn.protocol.positions import DeliveredPositions, Standing, StreamPartition
 from gapconn.protocol.reassembler import Reassembler, Settled
-from gapconn.protocol.registry import MAGIC, VERSION, DatagramType, DropReason, Flag, LossCause
+from gapconn.protocol.registry import (
+    CHECK_BYTES,
+    HEADER_BYTES,
+    MAGIC,
+    VERSION,
+    DatagramType,
+    DropReason,
+    Flag,
+    LossCause,
+)
 from gapconn.protocol.sequence import SequenceWindow
 from gapconn.protocol.states import ReceiverState
 from gapconn.protocol.wire import OVERHEAD_BYTES, Announcement, Burst, Header, Layout
@@ -185,6 +194,9 @@ class LinkReceiver:
         if burst.datagram_bytes < OVERHEAD_BYTES:
             self._drop(DropReason.TOO_SHORT, count)
             return
+        if count == 1:
+            self._receive_single(burst.bytes, now_s)
+            return
         rows = burst.slab.layout(burst.datagram_bytes, count, burst.offset)
         checks = list(map(xxh3_64_intdigest, rows.covered[:count]))
         intact = None
@@ -192,7 +204,16 @@ class LinkReceiver:
             intact = np.array(checks, np.uint64) == rows.checks[:count]
             self._drop_damaged(rows.matrix[:count][~intact])
         for first, stop in _runs(rows, count, intact):
-            self._receive_run(rows, first, stop, now_s)
+            self._receive_rows(rows, first, stop, now_s)
+
+    def _receive_single(self, datagram: memoryview, now_s: float) -> None:
+        """Take in a datagram without making a matrix of it: heartbeats, small messages, and all that is not ours."""
+        covered = datagram[:-CHECK_BYTES]
+        header = Header.unpack(covered)
+        if xxh3_64_intdigest(covered) != int.from_bytes(datagram[-CHECK_BYTES:], "big"):
+            self._drop(_foreign_format(header) or DropReason.BAD_CHECK)
+        else:
+            self._receive_run(header, np.frombuffer(covered, np.uint8)[np.newaxis, HEADER_BYTES:], now_s)
 
     def _drop_damaged(self, matrix: NDArray[np.uint8]) -> None:
         """Count datagrams whose check does not fit, under the first reason that applies (GC-WIRE-3)."""
@@ -206,33 +227,34 @@ class LinkReceiver:
             if count:
                 self._drop(DropReason(reason), count)
 
-    def _receive_run(self, rows: Layout, first: int, stop: int, now_s: float) -> None:
+    def _receive_rows(self, rows: Layout, first: int, stop: int, now_s: float) -> None:
         """Take in intact rows that continue each other: they differ only in sequence and index, each one more."""
         header = Header.unpack(rows.covered[first])
-        count = stop - first
+        if header.type == DatagramType.DATA and header.well_formed(rows.payloads.shape[1], stop - first):
+            self._receive_run(header, rows.payloads[first:stop], now_s)
+        else:  # each has to be looked at: some may be well formed
+            for row in range(first, stop):
+                self._receive_run(Header.unpack(rows.covered[row]), rows.payloads[row : row + 1], now_s)
+
+    def _receive_run(self, header: Header, payloads: NDArray[np.uint8], now_s: float) -> None:
+        """Take in datagrams of which `header` is the first one's; more than one only if they are well-formed Data."""
         reason = self._refusal(header)
         if reason is not None:
-            self._drop(reason, count)
+            self._drop(reason, len(payloads))
             if reason is DropReason.FOREIGN_LINK:
                 self._note_foreign(header.link_id, now_s)
-        elif header.type == DatagramType.DATA and header.well_formed(rows.payloads.shape[1], count):
-            self._receive_data(header, rows, first, stop, now_s)
-        elif count > 1:  # each has to be looked at: the others may be well formed
-            for row in range(first, stop):
-                self._receive_run(rows, row, row + 1, now_s)
-        elif header.type == DatagramType.DATA:
-            self._drop(DropReason.MALFORMED)
+        elif header.type != DatagramType.DATA:
+            self._receive_control(header, bytes(payloads[0]), now_s)
+        elif header.well_formed(payloads.shape[1], len(payloads)):
+            self._receive_data(header, payloads, now_s)
         else:
-            self._receive_control(header, bytes(rows.payloads[first]), now_s)
+            self._drop(DropReason.MALFORMED)
         self._collect()  # however datagrams are grouped to bursts, events come in the same order
 
     def _refusal(self, header: Header) -> DropReason | None:
-        if header.magic != MAGIC:
-            return DropReason.BAD_MAGIC
-        if header.version != VERSION:
-            return DropReason.UNSUPPORTED_VERSION
-        if header.flags & Flag.SEALED:
-            return DropReason.WRONG_SECURITY_MODE
+        reason = _foreign_format(header)
+        if reason is not None:
+            return reason
         if header.link_id != self.settings.link_id:
             return DropReason.FOREIGN_LINK
         if header.type not in _KNOWN_TYPES or header.flags:
@@ -264,8 +286,8 @@ class LinkReceiver:
                 )
             )
 
-    def _receive_data(self, header: Header, rows: Layout, first: int, stop: int, now_s: float) -> None:
-        count = stop - first
+    def _receive_data(self, header: Header, payloads: NDArray[np.uint8], now_s: float) -> None:
+        count = len(payloads)
         if not self._admit(header, None, now_s, count):
             return
         for begin, end, reason in self._window.take(header.sequence, count):
@@ -273,7 +295,7 @@ class LinkReceiver:
                 self._drop(reason, end - begin)
                 continue
             part = header if begin == 0 else attrs.evolve(header, index=header.index + begin)
-            unused, why = self._reassembler.add(part, rows.payloads[first + begin : first + end], now_s)
+            unused, why = self._reassembler.add(part, payloads[begin:end], now_s)
             if why is not None:
                 self._drop(why, unused)
 
@@ -442,14 +464,23 @@ class LinkReceiver:
         )
 
 
+def _foreign_format(header: Header) -> DropReason | None:
+    """Why a datagram cannot be one of this protocol, version and security mode, whatever its check says (GC-WIRE-3)."""
+    if header.magic != MAGIC:
+        return DropReason.BAD_MAGIC
+    if header.version != VERSION:
+        return DropReason.UNSUPPORTED_VERSION
+    if header.flags & Flag.SEALED:
+        return DropReason.WRONG_SECURITY_MODE
+    return None
+
+
 def _runs(rows: Layout, count: int, intact: NDArray[np.bool_] | None) -> list[tuple[int, int]]:
     """The longest runs of rows that continue each other, in order, as (first, stop).
 
-    Such rows have the same header but for sequence and index, each one more. `intact` tells which rows may be looked at;
-    None when all may.
+    Such rows have the same header but for sequence and index, each one more. `intact` tells which rows may be looked
+    at; None when all may.
     """
-    if count == 1:
-        return [(0, 1)] if intact is None or intact[0] else []
     words = rows.words[:count]
     sequences = rows.sequences[:count].astype(np.uint64)
     continues = (

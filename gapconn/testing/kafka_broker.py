@@ -37,7 +37,7 @@ from gapconn.errors import GapconnError
 
 KAFKA_VERSION = "4.1.0"
 ADDRESS_VARIABLE = "GAPCONN_TEST_KAFKA"
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 20.0
 
 _POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">

@@ -13,7 +13,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource  # type: ignore[attr-defined]  # exported without saying so
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 
 
 @attrs.frozen(kw_only=True)

@@ -68,7 +68,7 @@ def make_sink(kafka: Cluster, **config: Any) -> KafkaSink:
 async def deliver(kafka: Cluster, batches: list[Batch], **config: Any) -> ScriptedInlet:
     """Run a sink over batches to its end."""
     inlet = ScriptedInlet(script=batches)
-    with trio.fail_after(30):
+    with trio.fail_after(120):
         await make_sink(kafka, **config).run(inlet)
     assert sorted(inlet.accepted) == list(range(len(batches)))
     return inlet
@@ -76,7 +76,7 @@ async def deliver(kafka: Cluster, batches: list[Batch], **config: Any) -> Script
 
 async def eventually(condition: Callable[[], bool]) -> None:
     """Wait for what no event tells."""
-    with trio.fail_after(20):
+    with trio.fail_after(120):
         while not condition():  # noqa: ASYNC110 - these conditions are facts of other threads and of the broker
             await trio.sleep(0.01)
 
@@ -147,7 +147,7 @@ async def test_the_first_millisecond_of_1970_becomes_the_second_and_is_counted(k
     topic = kafka.create_topic()
     inlet = ScriptedInlet(script=[Batch(parts=[run_of([b"x"], timestamps_ms=[0], timestamp_type=1)])])
     context = make_context()
-    with trio.fail_after(30):
+    with trio.fail_after(120):
         await KafkaSink(KafkaSinkConfig(bootstrap_servers=kafka.address, topic=topic), context).run(inlet)
     assert [e.timestamp_ms for e in kafka.read(topic)] == [1]
     assert context.counters["timestamp_changed"] == 1
@@ -162,7 +162,7 @@ async def test_cancelled_with_a_full_queue_of_the_client_it_stops_at_once(kafka_
     kafka = Cluster(kafka_node.address)
     topic, inlet = kafka.create_topic(), PacedInlet(script=batches_of(1), rest=batches_of(5))
     sink = make_sink(kafka, topic=topic, client={"queue.buffering.max.messages": 10})
-    with trio.fail_after(20):
+    with trio.fail_after(120):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sink.run, inlet)
             await eventually(lambda: inlet.accepted == [0])
@@ -171,7 +171,7 @@ async def test_cancelled_with_a_full_queue_of_the_client_it_stops_at_once(kafka_
             await trio.sleep(0.3)
             stopped_at = trio.current_time()
             nursery.cancel_scope.cancel()
-    assert trio.current_time() - stopped_at < 4
+    assert trio.current_time() - stopped_at < 10
     assert inlet.accepted == [0]
 
 
@@ -187,7 +187,7 @@ async def test_no_more_is_taken_than_may_be_in_flight(kafka: Cluster) -> None:
     topic = kafka.name()  # Not there: nothing can leave.
     sink = make_sink(kafka, topic=topic, in_flight_bytes=30_000)
     inlet = ScriptedInlet(script=script())
-    with trio.fail_after(30):
+    with trio.fail_after(120):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sink.run, inlet)
             await eventually(lambda: taken >= 3)
@@ -205,7 +205,7 @@ async def test_a_missing_topic_and_missing_partitions_are_waited_for(kafka: Clus
     topic, context = kafka.name(), make_context()
     inlet = ScriptedInlet(script=batches_of(4, partitions=2))
     sink = KafkaSink(KafkaSinkConfig(bootstrap_servers=kafka.address, topic=topic), context)
-    with trio.fail_after(30):
+    with trio.fail_after(120):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sink.run, inlet)
             await eventually(lambda: context.counters["topic_missing"] > 0)
@@ -259,7 +259,7 @@ async def test_a_topic_deleted_and_made_again_gets_what_follows(kafka: Cluster) 
     sink = KafkaSink(KafkaSinkConfig(bootstrap_servers=kafka.address, topic=topic, client=client), context)
     first, second = batches_of(4)[:2], batches_of(4)[2:]
     inlet = PacedInlet(script=first, rest=second)
-    with trio.fail_after(40):
+    with trio.fail_after(120):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sink.run, inlet)
             await eventually(lambda: len(inlet.accepted) == 2)
@@ -278,7 +278,7 @@ async def test_a_broker_that_hangs_or_goes_away_costs_neither_records_nor_order(
     sink = KafkaSink(KafkaSinkConfig(bootstrap_servers=kafka.address, topic=topic, client=client), context)
     batches = batches_of(60, partitions=2)
     inlet = PacedInlet(script=batches[:20], rest=batches[20:])
-    with trio.fail_after(60):
+    with trio.fail_after(120):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sink.run, inlet)
             await eventually(lambda: len(inlet.accepted) == 20)
@@ -305,13 +305,13 @@ async def test_a_small_queue_of_the_client_is_waited_for(kafka: Cluster) -> None
 async def test_cancelled_with_no_broker_it_stops_at_once() -> None:
     inlet, context = ScriptedInlet(script=batches_of(3)), make_context()
     sink = KafkaSink(KafkaSinkConfig(bootstrap_servers="127.0.0.1:1"), context)
-    with trio.fail_after(20):
+    with trio.fail_after(120):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sink.run, inlet)
             await eventually(lambda: context.counters["broker_unreachable"] > 0)
             stopped_at = trio.current_time()
             nursery.cancel_scope.cancel()
-    assert trio.current_time() - stopped_at < 3
+    assert trio.current_time() - stopped_at < 10
     assert not inlet.accepted
 
 
@@ -322,7 +322,7 @@ async def test_a_stream_whose_name_is_no_topic_ends_the_sink_after_what_came_bef
     topic = kafka.create_topic()
     good, bad = Batch(parts=[run_of([b"1"], stream=topic)]), Batch(parts=[run_of([b"2"], stream="127.0.0.1:514")])
     inlet = ScriptedInlet(script=[good, bad])
-    with trio.fail_after(30), pytest.raises(SinkError, match=r"127\.0\.0\.1:514.* topic_map"):
+    with trio.fail_after(120), pytest.raises(SinkError, match=r"127\.0\.0\.1:514.* topic_map"):
         await make_sink(kafka).run(inlet)
     assert inlet.accepted == [0]
 
@@ -347,5 +347,5 @@ def test_a_wrong_configuration_is_refused(wrong: dict[str, Any], match: str) -> 
 
 async def test_settings_that_librdkafka_refuses_end_the_sink() -> None:
     sink = KafkaSink(KafkaSinkConfig(bootstrap_servers="127.0.0.1:1", client={"no.such": 1}), make_context())
-    with trio.fail_after(10), pytest.raises(SinkError, match="No such configuration property"):
+    with trio.fail_after(120), pytest.raises(SinkError, match="No such configuration property"):
         await sink.run(ScriptedInlet(script=[]))

@@ -16,21 +16,21 @@ from tests.spec.tables import SESSION_MD, with_tables
 from tests.spec.vectors import FILES, VECTORS, as_json
 
 
-def generated() -> Iterator[tuple[Path, str]]:
-    """Every file that is generated, or has a generated part, as it ought to be."""
-    yield SESSION_MD, with_tables(SESSION_MD.read_text())
+def vector_files() -> Iterator[tuple[Path, str]]:
+    """The vectors and their schemas, as they ought to be."""
     for name, content in (("frames", frames()), ("messages", messages()), ("cuts", cuts())):
         yield VECTORS / f"{name}.json", as_json(content)
         yield VECTORS / f"{name}.schema.json", as_json(msgspec.json.schema(FILES[name]))
-    yield REQUIREMENTS_JSON, requirements_as_json(read_all()[0])
 
 
 def main() -> int:
     """Write the files. What writing cannot repair is printed, and the exit code is then 1."""
     VECTORS.mkdir(exist_ok=True)
-    for path, text in generated():
+    for path, text in vector_files():
         path.write_text(text)
+    SESSION_MD.write_text(with_tables(SESSION_MD.read_text()))
     requirements, problems = read_all()
+    REQUIREMENTS_JSON.write_text(requirements_as_json(requirements))
     problems += [f"{id_} has no test" for id_ in untested(requirements)]
     sys.stdout.write("".join(f"{problem}\n" for problem in problems))
     return 1 if problems else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ clean_steps = st.one_of(
 
 @pytest.mark.req("GC-MOD-3", "GC-SESS-6", "GC-SESS-7")
 @settings(deadline=None, max_examples=40)
-@given(steps=st.lists(clean_steps, max_size=30), burst_max=st.sampled_from([1, 64]))
+@given(steps=st.lists(clean_steps, min_size=3, max_size=30), burst_max=st.sampled_from([1, 64]))
 def test_a_clean_path_loses_nothing_and_drops_nothing(steps: list[tuple[str, Any]], burst_max: int) -> None:
     """Restarts of an ingress that keeps its state included, and an egress that is often too late for its timers."""
     with small_limits():
@@ -77,6 +78,25 @@ def test_a_replacement_on_a_new_host_loses_nothing(silent_ticks: int, how: str) 
         assert (counters.messages_lost.total(), counters.records_lost) == (0, 0)
 
 
+@pytest.mark.req("GC-LIM-1")
+def test_neither_end_grows_with_what_passed() -> None:
+    """Everything that either end remembers, as large as it is when written down."""
+    sender, receiver = _sender(), LinkReceiver(ReceiverSettings(link_id=7), now_s=0.0)
+    sizes = []
+    for number in range(4_000):
+        now_s = number / 100
+        bursts = sender.start(now_s) if number == 0 else sender.handle_timeout(now_s)
+        for burst in bursts + _message(sender, now_s):
+            if number % 50:  # now and then one is lost
+                receiver.receive(burst, now_s)
+        receiver.take_events()
+        if number in (1_049, 3_999):
+            sizes.append((len(pickle.dumps(sender)), len(pickle.dumps(receiver))))
+    assert (receiver.counters.messages, receiver.counters.messages_lost.total()) == (3_920, 80)
+    for before, after in zip(*sizes, strict=True):
+        assert abs(after - before) < 200
+
+
 # -- times on no grid -----------------------------------------------------------------------------------------
 
 moments = st.floats(0, 1e6)
@@ -104,7 +124,7 @@ def test_a_missing_message_is_given_up_in_time_and_not_too_early(
     receiver = LinkReceiver(
         ReceiverSettings(link_id=7, reorder_timeout_s=reorder_timeout_s, interruption_timeout_s=1e9), now_s=begin_s
     )
-    for burst in sender.start(begin_s)[:1]:  # the others would announce a timeout of seconds
+    for burst in sender.start(begin_s):
         receiver.receive(burst, begin_s)
     now_s = begin_s
     learned_s: dict[int, float] = {}

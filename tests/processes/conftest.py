@@ -1,0 +1,20 @@
+"""Fixtures for tests of real processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.processes.ends import Ends
+
+
+@pytest.fixture
+def ends(tmp_path: Path) -> Iterator[Ends]:
+    """To start processes; they are ended with the test."""
+    ends = Ends(tmp_path)
+    try:
+        yield ends
+    finally:
+        ends.close()
