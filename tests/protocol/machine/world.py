@@ -228,7 +228,15 @@ class World:
 
     @operation
     def send(
-        self, *, host: int, parts: list[list[int]], plain: int, size: int, commit: bool, strokes: list[Stroke]
+        self,
+        *,
+        host: int,
+        parts: list[list[int]],
+        plain: int,
+        size: int,
+        commit: bool,
+        strokes: list[Stroke],
+        pause_ticks: int = 0,
     ) -> None:
         """Send one message; nothing if the ingress does not run.
 
@@ -238,7 +246,8 @@ class World:
             plain: Records without positions.
             size: Of the body, in bytes.
             commit: Whether the source is told.
-            strokes: What the gap does to its datagrams.
+            strokes: What the gap does to its datagrams; to those of each burst, if there are pauses.
+            pause_ticks: Time between its bursts, in which heartbeats may be due.
         """
         ingress = self.ingresses[host]
         if ingress.sender is None or ingress.reads is None:
@@ -265,10 +274,14 @@ class World:
         assert compose(ingress.sender) == number, "GC-DLV-2"
         bursts = []
         while (burst := ingress.sender.next_burst(Slab())) is not None:
-            bursts.append(burst)
+            if pause_ticks:
+                self._transmit(ingress, [burst], strokes)
+                self.wait(ticks=pause_ticks, how="late")
+            else:
+                bursts.append(burst)
+        self._transmit(ingress, bursts, strokes)
         if commit:
             ingress.committed = dict(ingress.read)
-        self._transmit(ingress, bursts, strokes)
         sent = ingress.reads.messages[number]
         assert (sent.runs, sent.record_count, sent.body) == (tuple(map(plain_run, runs)), records, body)
         self._arrive()
