@@ -9,7 +9,7 @@ import structlog
 import trio
 
 from gapconn.plugins import Context
-from gapconn.record import Batch, Chunk, ChunkKind, Records
+from gapconn.record import NO_POSITION, Batch, Chunk, ChunkKind, Records
 from gapconn.selfcheck import HEAD_BYTES, STREAM, Pattern
 from gapconn.sinks import Delivery
 from gapconn.sinks.discard import DiscardConfig, DiscardSink
@@ -94,6 +94,15 @@ async def test_what_is_generated_is_verified(size_bytes: int) -> None:
         "duplicates": 0,
         "reordered": 0,
     }
+
+
+async def test_generated_records_are_chained_from_the_first_one_of_the_session() -> None:
+    outlet = RecordingOutlet(batch_bytes=4096)
+    with trio.fail_after(5):
+        await GenerateSource(GenerateConfig(count=20), make_context(epoch=EPOCH)).run(outlet)
+    runs = [part for batch in outlet.batches for part in batch.parts if isinstance(part, Records)]
+    assert len(runs) > 2
+    assert [run.previous for run in runs] == [NO_POSITION, *(run.positions[-1] for run in runs[:-1])]
 
 
 async def test_lost_messages_show_as_missing_records() -> None:

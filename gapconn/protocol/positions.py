@@ -42,11 +42,11 @@ class SentPositions:
             key = (run.stream, run.partition)
             before = chains.get(key) or self._chains.get(key)
             if before is None or run.previous == NO_POSITION or run.first < before.begun:
-                run = structs.replace(run, begun=run.first, continues=run.previous != NO_POSITION, chain=number)
+                begun, continues, chain = run.first, run.previous != NO_POSITION, number
             else:
-                run = structs.replace(run, begun=before.begun, continues=before.continues, chain=before.chain)
-            chains[key] = run
-            chained.append(run)
+                begun, continues, chain = before.begun, before.continues, before.chain
+            chains[key] = structs.replace(run, begun=begun, continues=continues, chain=chain)
+            chained.append(chains[key])
         return chained
 
     def sent(self, chained: Iterable[Run]) -> None:

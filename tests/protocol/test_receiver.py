@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable
 from typing import TypeVar
 
+import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,6 +31,7 @@ from gapconn.protocol.registry import DropReason, Flag, LossCause
 from gapconn.protocol.sender import LinkSender, SenderSettings
 from gapconn.protocol.states import ReceiverState
 from gapconn.protocol.wire import Header, Slab
+from gapconn.testing.memory_gap import datagrams_of
 from tests.protocol.frames import EPOCH, LINK_ID, Egress, Session, plain, with_header, with_payload
 
 E = TypeVar("E", bound=Event)
@@ -352,6 +354,59 @@ def test_missing_and_repeated_records_are_told_by_their_positions() -> None:
     events = egress.hear(session.positions(Run("s", 0, 31, 31, 31, 0))) + egress.wait(0.3)
     assert only(RecordsMissing, events) == [RecordsMissing(epoch=EPOCH, stream="s", partition=0, first=21, last=31)]
     assert egress.receiver.counters.records_missing_ranges == 2
+
+
+@pytest.mark.req("GC-DLV-14", "GC-DLV-15", "GC-DLV-16")
+@pytest.mark.parametrize("stored", [False, True], ids=["the egress runs on", "the egress is started again"])
+@pytest.mark.parametrize("in_session", [False, True], ids=["in a new session", "in the midst of a session"])
+def test_positions_that_begin_again_are_not_those_that_were_delivered_before(stored: bool, in_session: bool) -> None:
+    """A source of datagrams counts from 0 again, and the first message of that is lost."""
+    first = SenderSettings(link_id=LINK_ID, epoch=EPOCH, previous_epoch=EPOCH - 1)
+    sender, egress = LinkSender(first), Egress.make()
+    egress.hear(*(datagrams_of(burst) for burst in sender.start(0.0)))
+    (event,) = only(MessageDelivered, egress.hear(numbers(sender, -1, 0, 1000)))
+    if stored:
+        egress = Egress.make(
+            resume=Progress(epoch=EPOCH, next_message=1, next_record=1001, positions=dict(event.positions))
+        )
+    if not in_session:
+        sender = LinkSender(attrs.evolve(first, epoch=EPOCH + 1, previous_epoch=EPOCH))
+        egress.hear(*(datagrams_of(burst) for burst in sender.start(0.0)))
+    numbers(sender, -1, 0, 9)  # lost
+    events = [event for i in range(1, 200) for event in egress.hear(numbers(sender, 10 * i - 1, 10 * i, 10 * i + 9))]
+    events += egress.hear(*(datagrams_of(burst) for burst in sender.stop())) + egress.wait(0.3)
+    assert not any(event.already_delivered for event in only(MessageDelivered, events))
+    arrived = [entry for event in only(MessageDelivered, events) for entry in event.runs if entry.count]
+    assert [(entry.first, entry.last) for entry in arrived] == [(10 * i, 10 * i + 9) for i in range(1, 200)]
+    epoch = sender.settings.epoch
+    assert only(RecordsMissing, events) == [RecordsMissing(epoch=epoch, stream="s", partition=0, first=0, last=9)]
+
+
+def numbers(sender: LinkSender, previous: int, first: int, last: int) -> list[bytes]:
+    """The datagrams of a message with these positions."""
+    sender.compose([run(previous, first, last)], last - first + 1, lambda buffer, offset: None, 0.0)
+    bursts = []
+    while (burst := sender.next_burst(Slab())) is not None:
+        bursts += datagrams_of(burst)
+    return bursts
+
+
+@pytest.mark.req("GC-DLV-14", "GC-DLV-11")
+def test_what_an_egress_did_not_hear_of_a_chain_before_it_joined_is_not_missing() -> None:
+    session = Session(symbol_bytes=400)
+    session.startup()
+    session.message(b"", runs=[run(-1, 0, 9)], record_count=10)
+    egress = Egress.make()
+    events = egress.hear(session.message(b"", runs=[run(9, 10, 19)], record_count=10))
+    assert only(RecordsMissing, events) == []
+    other = Run("t", 0, -1, 5, 9, 5)
+    session.message(b"", runs=[run(19, 20, 29), other], record_count=15)
+    last = [run(29, 30, 39), Run("t", 0, 9, 10, 14, 5)]
+    events = egress.hear(session.message(b"", runs=last, record_count=15)) + egress.wait(0.3)
+    assert only(RecordsMissing, events) == [
+        RecordsMissing(epoch=EPOCH, stream="s", partition=0, first=20, last=29),
+        RecordsMissing(epoch=EPOCH, stream="t", partition=0, first=5, last=9),
+    ]
 
 
 # -- joining and resuming ------------------------------------------------------------------------------------------

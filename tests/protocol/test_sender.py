@@ -391,6 +391,18 @@ def test_when_nothing_was_sent_for_an_interval_the_last_positions_are_told() -> 
     assert told(subject.tick(5.0)) == [[Run("s", 0, 5, 5, 5, 0, 0, False, 0)]]
 
 
+@pytest.mark.req("GC-DLV-16")
+def test_what_is_sent_tells_the_chain_of_its_records_also_behind_a_message_that_was_refused() -> None:
+    subject = ingress(message_bytes_max=2_000)
+    subject.start()
+    subject.message(b"", [])
+    subject.message(b"", [run(-1, 3, 4), run(40, 42, 42, "t")])
+    with pytest.raises(LocalProtocolError, match="longer than the limit"):
+        subject.message(bytes(2_000), [run(-1, 0, 1)])
+    subject.message(b"", [run(4, 5, 5)])
+    assert told(subject.stop()) == [[Run("t", 0, 42, 42, 42, 0, 42, True, 1), Run("s", 0, 5, 5, 5, 0, 3, False, 1)]]
+
+
 @pytest.mark.req("GC-DLV-17")
 def test_no_summary_breaks_into_a_message_or_a_busy_link() -> None:
     subject = active()

@@ -16,7 +16,7 @@ import trio
 
 from gapconn.errors import SourceError
 from gapconn.plugins import Carries, Context
-from gapconn.record import Batch, Chunk, ChunkKind, Records
+from gapconn.record import NO_POSITION, Batch, Chunk, ChunkKind, Records
 from gapconn.sources import carried
 from gapconn.sources.stdin import StdinConfig, StdinSource
 from gapconn.testing.pipes import RecordingOutlet, make_context
@@ -53,6 +53,12 @@ def lines_of(batches: list[Batch]) -> list[bytes | None]:
 
 def positions_of(batches: list[Batch]) -> list[int]:
     return [p for batch in batches for part in batch.parts if isinstance(part, Records) for p in part.positions]
+
+
+def assert_chained(batches: list[Batch]) -> None:
+    """Each run names the last position before it; the first one of the session claims nothing."""
+    runs = [part for batch in batches for part in batch.parts if isinstance(part, Records)]
+    assert [run.previous for run in runs] == [NO_POSITION, *(run.positions[-1] for run in runs[:-1])]
 
 
 def chunks_of(batches: list[Batch]) -> list[Chunk]:
@@ -115,6 +121,7 @@ async def test_lines_survive_every_cut(tmp_path: Path, batch_bytes: int) -> None
     for batch in outlet.batches:
         values = lines_of([batch])
         assert len(values) == 1 or sum(len(value or b"") for value in values) <= batch_bytes
+    assert_chained(outlet.batches)
 
 
 async def test_many_empty_lines_fit_the_message(tmp_path: Path) -> None:
@@ -130,6 +137,7 @@ async def test_a_line_that_is_too_long_is_counted_and_the_others_cross(tmp_path:
     context = await read_file(tmp_path / "in", data, StdinConfig(max_line_bytes=Bytes(3000)), outlet)
     assert lines_of(outlet.batches) == [b"a", b"c" * 3000, b"d"]
     assert positions_of(outlet.batches) == [0, 2, 3]
+    assert_chained(outlet.batches)
     assert context.counters["lines_too_long"] == 2
 
 

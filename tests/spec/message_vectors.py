@@ -61,9 +61,7 @@ def _positions(name: str, runs: list[Run]) -> WholeMessage:
 
 
 def _fields(runs: list[Run]) -> list[tuple[str, int, int, int, int, int, int, bool, int]]:
-    return [
-        (r.stream, r.partition, r.previous, r.first, r.last, r.count, r.begun, r.continues, r.chain) for r in runs
-    ]
+    return [(r.stream, r.partition, r.previous, r.first, r.last, r.count, r.begun, r.continues, r.chain) for r in runs]
 
 
 def _damaged() -> dict[str, bytes]:

@@ -88,7 +88,9 @@ def test_a_clock_epoch_that_does_not_fit_is_a_mistake_of_the_caller(tmp_path: Pa
 def test_progress_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
     with EgressState.open(tmp_path, "orders", 7) as state:
         assert state.load() is None
-        state.save(U64_MAX, U64_MAX, U64_MAX, {("a", 0): at(1), ("a", 1): LARGEST, ("ä/\0'\"", 0): at(-1), ("", -3): at(2**63)})
+        state.save(
+            U64_MAX, U64_MAX, U64_MAX, {("a", 0): at(1), ("a", 1): LARGEST, ("ä/\0'\"", 0): at(-1), ("", -3): at(2**63)}
+        )
         state.save(U64_MAX, 12, 13, {("a", 0): Standing(8, 7, 9), ("new", 2**40): at(0)})
     with EgressState.open(tmp_path, "orders", 7) as state:
         assert state.load() == Progress(

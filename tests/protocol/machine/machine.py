@@ -118,6 +118,11 @@ class LinkMachine(RuleBasedStateMachine):
         self._do("send", strokes=[["drop", 0, 1_000, 0]] if drop else [], **{**arguments, "parts": [[VOLATILE, 1]]})
         self._do("send", strokes=[], **arguments)
 
+    @rule(host=hosts, size=sizes, pause_ticks=st.sampled_from([1, 7, 17]), strokes=st.one_of(st.just([]), strokes()))
+    def send_slowly(self, host: int, **arguments: Any) -> None:
+        """Heartbeats find their way between the bursts of one message."""
+        self._do("send", host=self._active(host), parts=[[0, 2]], plain=0, commit=True, **arguments)
+
     @rule(host=hosts, messages=st.integers(1, 3))
     def outage(self, host: int, messages: int) -> None:
         self._do("outage", host=self._active(host), messages=messages)

@@ -463,15 +463,6 @@ def a_chain_is_known_by_its_first_position(patch: Patch) -> None:
     patch.setattr(DeliveredPositions, "settle", mistaking)
 
 
-def a_restart_is_taken_for_records_sent_again(patch: Patch) -> None:
-    settle = DeliveredPositions.settle
-
-    def mistaking(self: DeliveredPositions, number: int, runs: list[Run]) -> Any:
-        return settle(self, number, [msgspec.structs.replace(run, previous=max(run.previous, 0)) for run in runs])
-
-    patch.setattr(DeliveredPositions, "settle", mistaking)
-
-
 def the_beginning_of_a_chain_is_not_missed(patch: Patch) -> None:
     settle = DeliveredPositions.settle
 

@@ -637,6 +637,7 @@ class SenderOracle:
         self._symbols: list[bytes] = []
         self._chains: OrderedDict[StreamPartition, PlainRun] = OrderedDict()
         """The last run of each stream partition that is remembered, the latest last."""
+        self._block = (0, 0)
         self._unsummarised: dict[StreamPartition, int] = {}
         self._last_batch_s: float | None = None
 
@@ -673,8 +674,8 @@ class SenderOracle:
         else:
             announcing = kind == STARTUP and not self.previous_epoch
             assert said.phase == (ANNOUNCING if announcing else ACTIVE), "GC-SESS-3"
-        if kind == HEARTBEAT and self._last_batch_s is not None and now_s >= self._last_batch_s + self.heartbeat_s:
-            assert not self._unsummarised, "GC-DLV-17"
+        idle = not self._symbols and self._last_batch_s is not None and now_s >= self._last_batch_s + self.heartbeat_s
+        assert not (kind == HEARTBEAT and idle and self._unsummarised), "GC-DLV-17"
         self.last_said_s = now_s
 
     def _read_symbol(self, d: Datagram, payload: bytes, now_s: float) -> None:
@@ -683,7 +684,10 @@ class SenderOracle:
         assert d.block + d.index == len(self._symbols), "GC-DLV-2"
         at_least = -(-d.message_length // (self.mtu - 28 - 56))
         assert d.symbol_length == -(-d.message_length // at_least), "GC-DLV-2"
-        assert d.block + d.source_symbols == d.symbols() or d.index < d.source_symbols, "GC-DLV-2"
+        if d.index == 0:
+            self._block = (d.block, d.source_symbols)
+        assert (d.block, d.source_symbols) == self._block, "GC-DLV-2"
+        assert d.index < d.source_symbols, "GC-DLV-2"
         self._symbols.append(payload)
         if len(self._symbols) < d.symbols():
             return

@@ -82,7 +82,6 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
         pytest.param(m.a_redelivery_sets_the_position_back, marks=pytest.mark.req("GC-DLV-15")),
         pytest.param(m.a_chain_of_another_session_counts, marks=pytest.mark.req("GC-DLV-14", "GC-DLV-15")),
         pytest.param(m.a_chain_is_known_by_its_first_position, marks=pytest.mark.req("GC-DLV-14", "GC-DLV-15")),
-        pytest.param(m.a_restart_is_taken_for_records_sent_again, marks=pytest.mark.req("GC-DLV-15")),
         pytest.param(m.the_beginning_of_a_chain_is_not_missed, marks=pytest.mark.req("GC-DLV-14")),
         pytest.param(m.what_was_before_is_missing_too, marks=pytest.mark.req("GC-DLV-14")),
         pytest.param(m.a_chain_goes_on_over_a_restart_of_its_source, marks=pytest.mark.req("GC-DLV-16")),

@@ -233,7 +233,15 @@ class World:
 
     @operation
     def send(
-        self, *, host: int, parts: list[list[int]], plain: int, size: int, commit: bool, strokes: list[Stroke]
+        self,
+        *,
+        host: int,
+        parts: list[list[int]],
+        plain: int,
+        size: int,
+        commit: bool,
+        strokes: list[Stroke],
+        pause_ticks: int = 0,
     ) -> None:
         """Send one message; nothing if the ingress does not run.
 
@@ -243,7 +251,8 @@ class World:
             plain: Records without positions.
             size: Of the body, in bytes.
             commit: Whether the source is told.
-            strokes: What the gap does to its datagrams.
+            strokes: What the gap does to its datagrams; to those of each burst, if there are pauses.
+            pause_ticks: Time between its bursts, in which heartbeats may be due.
         """
         ingress = self.ingresses[host]
         if ingress.sender is None or ingress.reads is None:
@@ -270,10 +279,14 @@ class World:
         assert compose(ingress.sender) == number, "GC-DLV-2"
         bursts = []
         while (burst := ingress.sender.next_burst(Slab())) is not None:
-            bursts.append(burst)
+            if pause_ticks:
+                self._transmit(ingress, [burst], strokes)
+                self.wait(ticks=pause_ticks, how="late")
+            else:
+                bursts.append(burst)
+        self._transmit(ingress, bursts, strokes)
         if commit:
             ingress.committed = dict(ingress.read)
-        self._transmit(ingress, bursts, strokes)
         sent = ingress.reads.messages[number]
         as_given = [run[:6] for run in sent.runs]
         assert (as_given, sent.record_count, sent.body) == ([plain_run(run)[:6] for run in runs], records, body)
