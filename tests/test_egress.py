@@ -323,7 +323,11 @@ async def test_records_that_are_sent_again_are_also_dropped_after_a_restart(way:
     """The egress stops while records are sent again: what it stores must not step back to them."""
     session = Session(way, epoch=3, previous_epoch=2)
     again = session.start + session.batch(numbers(5, 5, previous=4)), session.batch(numbers(10, 20))
-    lives = (None, list(range(20)), 2), (again[0], [], 3), (again[1], list(range(20, 30)), 3)
+    lives: tuple[tuple[list[bytes] | None, list[int], int], ...] = (
+        (None, list(range(20)), 2),
+        (again[0], [], 3),
+        (again[1], list(range(20, 30)), 3),
+    )
     for datagrams, expected, epoch in lives:
         sink = Taking()
         async with running(way, sink) as egress:

@@ -19,7 +19,8 @@ import pytest
 
 from gapconn.errors import LinkError
 from gapconn.protocol.positions import Standing
-from gapconn.store.state import POSITIONS_MAX, U64_MAX, EgressState, IngressState, Progress
+from gapconn.protocol.receiver import Progress
+from gapconn.store.state import POSITIONS_MAX, U64_MAX, EgressState, IngressState
 
 Opener = Callable[[Path, str, int], Any]
 
