@@ -56,7 +56,8 @@ def fate_of(kind: str, amount: int) -> Fate:
         case "delay":
             return Fate(delay_s=(1 + amount % 64) / 64)
         case "flip":
-            return Fate(flipped_bits=(amount * 7,))
+            # Half of them in front, where the fields are that tell how much of the rest may be believed.
+            return Fate(flipped_bits=(amount % 64 if amount % 2 else amount * 7,))
         case "truncate":
             return Fate(kept_bytes=amount % 128)
     raise ValueError(kind)

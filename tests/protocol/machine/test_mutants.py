@@ -9,16 +9,17 @@ import pytest
 from tests.protocol.machine import mutants as m
 from tests.protocol.machine.mutants import EgressEndedError
 from tests.protocol.machine.scenario import play, scenarios
-from tests.protocol.machine.search import HUNT, search
+from tests.protocol.machine.search import HUNT, LONG_HUNT, Profile, search
 from tests.protocol.machine.world import small_limits
 
 
-def hunt() -> BaseException | None:
-    """Look for a bug as the suite does, with the search cut short; what was found."""
+def hunt(*profiles: Profile) -> BaseException | None:
+    """Look for a bug as the suite does, but only until something is found; what that was."""
     try:
-        search(HUNT)
         for scenario in scenarios().values():
             play(scenario)
+        for profile in profiles:
+            search(profile)
     except (AssertionError, pytest.fail.Exception, EgressEndedError) as found:
         return found
     return None
@@ -26,7 +27,7 @@ def hunt() -> BaseException | None:
 
 def test_nothing_is_found_where_nothing_is_wrong() -> None:
     with small_limits():
-        assert hunt() is None
+        assert hunt(HUNT) is None
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
 def test_a_seeded_bug_is_found(mutate: m.Mutant) -> None:
     with small_limits(), pytest.MonkeyPatch.context() as patch:
         mutate(patch)
-        assert hunt() is not None
+        assert hunt(HUNT, LONG_HUNT) is not None
 
 
 def test_no_seeded_bug_is_left_out() -> None:
