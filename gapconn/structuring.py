@@ -5,6 +5,7 @@ Knows nothing of the models: what it needs of a key is in the metadata that `gap
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar, cast, get_origin
@@ -107,7 +108,7 @@ def _validation_problems(
                 place, shown = table[name].label, _shown(table[name].shown)
             else:
                 place, shown = f"{label}.{name}", f"the default {value_text(value, field.type)}"
-            yield _sentence(place, _validator_words(error, name, value), field, value, shown)
+            yield _sentence(place, _validator_words(error, field, value), field, value, shown)
     check_whole = getattr(partial, "__attrs_post_init__", None)
     if check_whole is not None:
         try:
@@ -155,10 +156,20 @@ def _texts(value: Any) -> Iterator[str]:
         yield str(value)
 
 
-def _validator_words(error: ValueError | TypeError, name: str, value: Any) -> str:
+_COMPARISONS: Mapping[str, str] = {"<=": "at most", ">=": "at least", "<": "less than", ">": "more than"}
+_BOUND = re.compile(r"must be ([<>]=?) (\d+(?:\.\d+)?)")
+
+
+def _validator_words(error: ValueError | TypeError, field: attrs.Attribute[Any], value: Any) -> str:
     """The reason in the message of a validator; those of attrs have the name in front and the value behind."""
     message = str(error.args[0]) if error.args else "not allowed"
-    return message.removeprefix(f"{name!r} ").removesuffix(f": {value}")
+    message = message.removeprefix(f"{field.name!r} ").removesuffix(f": {value}")
+    bound = _BOUND.fullmatch(message)
+    if bound is None:
+        return message
+    comparison, number = bound.groups()
+    limit = value_text(float(number) if "." in number else int(number), field.type).strip('"')
+    return f"must be {_COMPARISONS[comparison]} {limit}"
 
 
 def _reasons(error: BaseException, path: str = "") -> Iterator[tuple[str, str]]:

@@ -95,7 +95,7 @@ def _quantity(value: object, units: Mapping[str, Fraction], what: str) -> Fracti
     number, unit = found.groups()
     unit = _SYNONYMS.get(unit, unit)
     if unit and unit not in units:
-        raise ValueError(f"unknown unit {unit!r}")
+        raise ValueError(f"unknown unit {unit!r} (units are {', '.join(units)})")
     return Fraction(number) * (units[unit] if unit else 1)
 
 

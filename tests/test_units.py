@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -57,7 +58,7 @@ GOOD: list[tuple[Callable[[object], Any], object, Any]] = [
 ]
 
 BAD: list[tuple[Callable[[object], Any], object, str]] = [
-    (parse_seconds, "1 fortnight", "unknown unit 'fortnight'"),
+    (parse_seconds, "1 sec", "unknown unit 'sec' (units are h, min, s, ms, us)"),
     (parse_seconds, "soon", "not a duration"),
     (parse_seconds, "", "not a duration"),
     (parse_seconds, "1s 2s", "not a duration"),
@@ -73,6 +74,7 @@ BAD: list[tuple[Callable[[object], Any], object, str]] = [
     (parse_bytes, "1 Gbit/s", "unknown unit 'Gbit/s'"),
     (parse_bytes, None, "not a size"),
     (parse_rate, "1 GB/s", "unknown unit 'GB/s'"),
+    (parse_rate, "1 Gb", "unknown unit 'Gb' (units are Tbit/s, Gbit/s, Mbit/s, kbit/s, bit/s)"),
     (parse_rate, "0.5 bit/s", "not a whole number of bits per second"),
     (parse_rate, "fast", "not a rate"),
     (parse_address, "7400", "no port"),
@@ -97,7 +99,7 @@ def test_reads(parse: Callable[[object], Any], value: object, expected: Any) -> 
 
 @pytest.mark.parametrize(("parse", "value", "reason"), BAD)
 def test_refuses_with_the_reason(parse: Callable[[object], Any], value: object, reason: str) -> None:
-    with pytest.raises(ValueError, match=reason.replace("(", r"\(")):
+    with pytest.raises(ValueError, match=re.escape(reason)):
         parse(value)
 
 
