@@ -10,6 +10,7 @@ so are egresses that are reached by the same host name, unless the caller says t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
@@ -22,6 +23,7 @@ from gapconn.errors import ConfigError
 from gapconn.units import Address, format_rate, format_seconds
 from gapconn.wording import given_text
 
+_UNSET_VARIABLE = re.compile(r": (source|sink)\.[^:]+: the environment variable .* is not set")
 _LOCALHOST = ("localhost", "127.0.0.1", "::1")
 
 
@@ -53,7 +55,7 @@ def check(
         try:
             pairs.append((path, load_pair(path, environ, role=role)))
         except ConfigError as error:
-            problems += error.problems
+            problems += error.problems if role else map(_with_advice, error.problems)
     for (path, pair), (other_path, other) in combinations(pairs, 2):
         problems += [f"{path} and {other_path}: {problem}" for problem in _network_conflicts(pair, other)]
         if not separate_hosts:
@@ -62,6 +64,15 @@ def check(
                 for problem in _host_conflicts(pair, other)
             ]
     return Report(pairs=pairs, problems=list(dict.fromkeys(problems)))
+
+
+def _with_advice(problem: str) -> str:
+    """A variable that is not set here may be one that only the other end needs."""
+    unset = _UNSET_VARIABLE.search(problem)
+    if unset is None:
+        return problem
+    other = {"source": Role.EGRESS, "sink": Role.INGRESS}[unset[1]]
+    return f"{problem} (to check the file for the other end only: --role {other.value})"
 
 
 def _network_conflicts(a: Pair, b: Pair) -> Iterator[str]:
@@ -176,6 +187,9 @@ def summary(pair: Pair) -> list[str]:
         lines.append(f"admin   http://{pair.admin.listen}")
         if link.address.host in _LOCALHOST and pair.admin.listen.port != 0:
             lines.append("note    both ends are on this host: give one another port by GAPCONN_ADMIN_LISTEN=host:port")
+    directory = getattr(pair.source.config, "directory", None) if pair.source else None
+    if isinstance(directory, str | Path) and not Path(directory).is_dir():
+        lines.append(f"note    source.directory {str(directory)!r} does not exist on this host; the ingress needs it")
     return lines
 
 

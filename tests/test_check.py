@@ -199,6 +199,34 @@ def test_summary(checked: Check) -> None:
     assert "GAPCONN_ADMIN_LISTEN" in lines[4]
 
 
+def test_a_source_directory_that_is_not_there_is_a_note(checked: Check, tmp_path: Path) -> None:
+    text = (
+        f'[link]\nname = "a"\naddress = "h:1"\n[source]\ntype = "files"\ndirectory = "{tmp_path}/out"\n'
+        f'[sink]\ntype = "files"\ndirectory = "{tmp_path}/in"\n'
+    )
+    note = f"note    source.directory '{tmp_path}/out' does not exist on this host; the ingress needs it"
+    for role, expected in ((None, [note]), (Role.INGRESS, [note]), (Role.EGRESS, [])):
+        report = checked(text, role=role)
+        assert report.problems == []
+        assert [line for line in summary(report.pairs[0][1]) if line.startswith("note")] == expected
+    (tmp_path / "out").mkdir()
+    assert not [line for line in summary(checked(text).pairs[0][1]) if line.startswith("note")]
+
+
+def test_a_variable_of_the_other_end(checked: Check) -> None:
+    text = (
+        '[link]\nname = "a"\naddress = "h:1"\n[source]\ntype = "udp"\nlisten = "${LISTEN}"\n[sink]\ntype = "discard"\n'
+    )
+    (problem,) = checked(text).problems
+    assert problem == (
+        "1.toml: source.listen: the environment variable 'LISTEN' is not set, but ${LISTEN} needs it"
+        " (to check the file for the other end only: --role egress)"
+    )
+    assert checked(text, role=Role.EGRESS).problems == []
+    (problem,) = checked(text, role=Role.INGRESS).problems
+    assert "--role" not in problem
+
+
 def test_facts_hide_secrets(checked: Check) -> None:
     source = 'type = "kafka"\nbootstrap_servers = "k:1"\ntopics = ["a"]\ngroup_id = "g"\nclient = { x = "hunter2" }'
     ((_, checked_pair),) = checked(pair("a", "h:1", source=source)).pairs
