@@ -17,6 +17,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from gapconn.config import Log
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_EVENT_COLUMNS: Final = 22
 
 
 def configure_logging(log: Log) -> None:
@@ -26,7 +27,7 @@ def configure_logging(log: Log) -> None:
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
     ]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -54,7 +55,15 @@ def configure_logging(log: Log) -> None:
 
 
 def _for_people(*, colors: bool) -> list[Processor]:
-    return [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)]
+    return [
+        _circumstances_last,
+        structlog.dev.ConsoleRenderer(
+            colors=colors,
+            exception_formatter=structlog.dev.plain_traceback,
+            sort_keys=False,
+            pad_event_to=_EVENT_COLUMNS,
+        ),
+    ]
 
 
 def _for_programs() -> list[Processor]:
@@ -66,6 +75,11 @@ def _name_of_library(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     if record is not None:
         event["logger"] = record.name
     return event
+
+
+def _circumstances_last(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """What hardly changes from line to line comes behind what the event is about."""
+    return {**event, **{key: event.pop(key) for key in ("task", "link") if key in event}}
 
 
 def _most_important_first(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

@@ -71,6 +71,16 @@ def test_readable_and_coloured_on_a_terminal(monkeypatch: pytest.MonkeyPatch) ->
     assert "link_interrupted" in stream.getvalue()
 
 
+def test_on_the_console_the_facts_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = configure(monkeypatch, Log(format="console"))
+    log = structlog.get_logger().bind(link="orders", task="sender")
+    log.warning("messages_lost", epoch=3, count=2, cause="gap")
+    assert re.fullmatch(
+        r"\d\d:\d\d:\d\d \[warning *\] messages_lost +epoch=3 count=2 cause=gap task=sender link=orders\n",
+        stream.getvalue(),
+    )
+
+
 def test_no_colour_when_it_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = configure(monkeypatch, Log(format="console"))
     structlog.get_logger().info("started")
