@@ -139,7 +139,12 @@ class FilesSource:
             except (OSError, sqlite3.Error) as error:
                 delay = backoff.failed()
                 self._context.counters["scans_failed"] += 1
-                self._context.log.error("scan_failed", error=str(error), retry_in_s=round(delay, 1))
+                self._context.log.error(
+                    "scan_failed",
+                    error=str(error),
+                    retry_in_s=round(delay, 1),
+                    **self._remedy(error),
+                )
                 await trio.sleep(delay)
                 continue
             backoff.succeeded()
@@ -152,6 +157,11 @@ class FilesSource:
             if not (found.more and sending):
                 # A directory that takes long to look through is not looked through all the time.
                 await self._pause(outlet, max(self._config.poll_interval, scan_s))
+
+    def _remedy(self, error: OSError | sqlite3.Error) -> dict[str, str]:
+        if isinstance(error, FileNotFoundError | NotADirectoryError) and not os.path.isdir(self._config.directory):
+            return {"remedy": "create the directory or correct source.directory; it is tried again"}
+        return {}
 
     def _tell(self, found: Found) -> None:
         self._context.status.update(waiting=found.waiting, excluded=found.excluded)
