@@ -282,9 +282,7 @@ class Egress:
         with trio.CancelScope(shield=True):  # what was taken out of the tracker is stored
             save = self.progress.take()
             if save is not None:
-                await trio.to_thread.run_sync(
-                    self._state.save, save.epoch, save.next_message, save.next_record, save.positions
-                )
+                await trio.to_thread.run_sync(self._state.save, save)
 
     def _handle_events(self) -> None:
         for event in self.core.take_events():
@@ -295,6 +293,9 @@ class Egress:
                 self.progress.happened(event)
                 if isinstance(event, MessagesLost):
                     self._lost_before += event.last - event.first + 1
+        core = self.core
+        if core.session_epoch:
+            self.progress.known(core.session_epoch, core.messages_known, core.records_known, ended=core.ended)
 
     def _hand_over(self, message: MessageDelivered) -> None:
         accept = self.progress.expect(message)

@@ -20,6 +20,7 @@ from gapconn.protocol.events import (
     MessagesLost,
     RecordsLost,
     RecordsMissing,
+    SessionCutOff,
     SessionEnded,
     SessionFollowed,
 )
@@ -103,6 +104,8 @@ class EventLog:
                     messages_sent=event.messages_sent,
                     records_sent=event.records_sent,
                 )
+            case SessionCutOff():
+                self._tell("warning", "session_cut_off", epoch=event.epoch, unknown_from_message=event.next_message)
             case LinkInterrupted():
                 self.alarms["link_interrupted"] = (
                     "the link is interrupted: nothing was heard of the ingress for longer than the interruption timeout"
@@ -127,6 +130,15 @@ class EventLog:
                     link_id=event.link_id,
                     remedy="another link's ingress sends to this egress: correct its link.address",
                 )
+            case MessagesLost() | RecordsLost() | RecordsMissing():
+                self._gather_loss(event)
+            case MessageDelivered():
+                pass  # the normal case, counted in the core
+            case _:
+                assert_never(event)
+
+    def _gather_loss(self, event: MessagesLost | RecordsLost | RecordsMissing) -> None:
+        match event:
             case MessagesLost():
                 lost = self._gather("warning", "messages_lost", epoch=event.epoch, cause=event.cause.name.lower())
                 lost.count += event.last - event.first + 1
@@ -140,10 +152,6 @@ class EventLog:
                 self._gather("warning", "records_missing", stream=event.stream, partition=event.partition).add(
                     event.first, event.last
                 )
-            case MessageDelivered():
-                pass  # the normal case, counted in the core
-            case _:
-                assert_never(event)
 
     def message_refused(self, message: MessageDelivered, cause: LossCause, why: str) -> None:
         """A message arrived whole and cannot be handed over."""

@@ -45,6 +45,9 @@ class ProgressTracker:
         self._open: deque[_Step] = deque()
         self._done = _Step(resume.epoch, resume.next_message, resume.next_record) if resume else _Step(epoch=0)
         self._changed = False
+        self._known: dict[int, tuple[int, int, bool]] = {}
+        if resume:
+            self._known[resume.epoch] = (resume.messages_known, resume.records_known, resume.ended)
 
     @property
     def waiting(self) -> int:
@@ -82,6 +85,13 @@ class ProgressTracker:
         """The messages before `next_message` are lost: nothing waits for them."""
         self._add(_Step(epoch, next_message=next_message))
 
+    def known(self, epoch: int, messages: int, records: int, *, ended: bool) -> None:
+        """So much of the session `epoch` is known to have been sent: what is not settled of it is stored as owed."""
+        known = (messages, records, ended)
+        if self._known.get(epoch) != known:
+            self._known[epoch] = known
+            self._changed = True
+
     def take(self) -> Progress | None:
         """The progress to store, with only the positions that changed; None if nothing did since the last call."""
         if not self._changed:
@@ -89,11 +99,16 @@ class ProgressTracker:
         self._changed = False
         done = self._done
         positions, done.positions = done.positions, {}
+        self._known = {epoch: known for epoch, known in self._known.items() if epoch >= done.epoch}
+        messages_known, records_known, ended = self._known.get(done.epoch, (0, 0, False))
         return Progress(
             epoch=done.epoch,
             next_message=done.next_message or 0,
             next_record=done.next_record or 0,
             positions=positions,
+            messages_known=max(messages_known, done.next_message or 0),
+            records_known=max(records_known, done.next_record or 0),
+            ended=ended,
         )
 
     def _add(self, step: _Step) -> None:

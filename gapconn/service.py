@@ -59,7 +59,7 @@ async def serve_ingress(pair: Pair) -> None:
     )
     try:
         # The clock only matters where there is no stored state, or a stored state from a clock that is behind.
-        epoch, previous_epoch = await trio.to_thread.run_sync(state.begin_session, int(time.time() * 1000))
+        epoch, previous_epoch = await trio.to_thread.run_sync(state.begin_session, time.time_ns() // 1000)
         header_bytes = ip_header_bytes(target[0])
         core = LinkSender(
             SenderSettings(

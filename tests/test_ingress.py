@@ -486,7 +486,7 @@ async def test_each_start_has_a_higher_epoch_that_is_stored_before_anything_is_s
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored: list[int] = []
-    clock = iter([2000.0, 1000.0, 3000.0])  # it steps back once
+    clock = iter([2_000_000_000, 1_000_000_000, 3_000_000_000])  # it steps back once
     begin_session = IngressState.begin_session
 
     async def source(outlet: Outlet) -> None:
@@ -501,7 +501,7 @@ async def test_each_start_has_a_higher_epoch_that_is_stored_before_anything_is_s
             return epoch, previous
 
         monkeypatch.setattr(IngressState, "begin_session", begin)
-        monkeypatch.setattr("gapconn.service.time.time", lambda: next(clock))
+        monkeypatch.setattr("gapconn.service.time.time_ns", lambda: next(clock))
         way = link(tmp_path, port=port, heartbeat_interval=0.01)
         for _ in range(3):
             await serve_ingress(pair(way, source=source_of(source)))

@@ -55,6 +55,8 @@ def progress(
         next_message=next_message,
         next_record=next_record,
         positions={} if position is None else {P: Standing(epoch if at is None else at, 0, position)},
+        messages_known=next_message,
+        records_known=next_record,
     )
 
 
@@ -229,3 +231,30 @@ def test_against_a_naive_count(data: st.DataObject) -> None:
             assert stored == tuple(expected)
             assert stored_positions == expected_positions
     assert tracker.waiting == len(accepts)
+
+
+def test_what_is_known_to_have_been_sent_is_stored_as_owed() -> None:
+    tracker = ProgressTracker()
+    accept = tracker.expect(message(0))
+    tracker.known(EPOCH, 3, 35, ended=True)
+    accept()
+    stored = tracker.take()
+    assert stored is not None
+    assert (stored.next_message, stored.messages_known, stored.records_known, stored.ended) == (1, 3, 35, True)
+    tracker.known(EPOCH, 3, 35, ended=True)
+    assert tracker.take() is None, "nothing new"
+
+
+def test_what_is_known_of_a_later_session_is_not_said_of_the_one_that_waits() -> None:
+    tracker = ProgressTracker(progress(1, 10))
+    accept = tracker.expect(message(1))
+    tracker.known(EPOCH, 4, 40, ended=True)
+    tracker.happened(followed(EPOCH + 1))
+    tracker.known(EPOCH + 1, 9, 90, ended=False)
+    waiting = tracker.take()
+    assert waiting is not None
+    assert (waiting.epoch, waiting.messages_known, waiting.ended) == (EPOCH, 4, True)
+    accept()
+    later = tracker.take()
+    assert later is not None
+    assert (later.epoch, later.next_message, later.messages_known, later.ended) == (EPOCH + 1, 0, 9, False)

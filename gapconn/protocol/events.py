@@ -44,6 +44,15 @@ class SessionEnded:
 
 
 @attrs.frozen(kw_only=True)
+class SessionCutOff:
+    """Another session has the link, and the end of this one was not heard (GC-SESS-14)."""
+
+    epoch: int
+    next_message: int
+    """What was sent in it from this message on is not known; 0 if nothing of it was ever heard."""
+
+
+@attrs.frozen(kw_only=True)
 class LinkInterrupted:
     """Nothing was heard of the followed session for the interruption timeout (GC-SESS-13)."""
 
@@ -142,6 +151,7 @@ class RecordsMissing:
 Event: TypeAlias = (
     SessionFollowed
     | SessionEnded
+    | SessionCutOff
     | LinkInterrupted
     | LinkRestored
     | ConflictDetected

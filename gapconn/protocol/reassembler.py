@@ -108,6 +108,13 @@ class Reassembler:
         self._suspicions: deque[tuple[float, int]] = deque()
         """(time, number): all messages below `number` were sent by that time."""
         self._known_sent = next_message
+        self._seen = next_message
+        """One more than the highest number of which a symbol came."""
+
+    @property
+    def known_sent(self) -> int:
+        """Messages that are known to have been sent."""
+        return max(self._known_sent, self._seen)
 
     @property
     def held_messages(self) -> int:
@@ -195,6 +202,7 @@ class Reassembler:
             if number < self.next_message:
                 return None  # it was the oldest itself
         self._held[number] = partial
+        self._seen = max(self._seen, number + 1)
         heapq.heappush(self._order, number)
         self.held_bytes += partial.held_bytes
         return partial

@@ -21,6 +21,7 @@ from gapconn.protocol.events import (
     MessagesLost,
     RecordsLost,
     RecordsMissing,
+    SessionCutOff,
     SessionEnded,
     SessionFollowed,
 )
@@ -65,6 +66,11 @@ class Progress:
     """Records of the session seen or counted as lost so far."""
     positions: Mapping[StreamPartition, Standing]
     """By (stream, partition): how far it was delivered."""
+    messages_known: int = 0
+    """Messages of the session that are known to have been sent; those from `next_message` on were not delivered."""
+    records_known: int = 0
+    ended: bool = False
+    """Whether the session's Shutdown was heard: then no more was sent than is known."""
 
 
 @attrs.define(kw_only=True)
@@ -129,6 +135,8 @@ class LinkReceiver:
         self._loss_cause = LossCause.GAP
         """Of the messages lost last."""
         self._ended = False
+        self._predecessor_epoch = 0
+        """The session followed before this one, until this one has said which one it names; else 0."""
         self._foreign_reported_s: float | None = None
 
     # -- what the owner may ask ------------------------------------------------------------------------------
@@ -152,6 +160,26 @@ class LinkReceiver:
     def datagrams_missed(self) -> int:
         """Datagrams of all followed sessions that were sent and have not arrived (GC-DLV-12)."""
         return self.counters.datagrams_missed + self._window.missing
+
+    @property
+    def session_epoch(self) -> int:
+        """The session whose messages are being reassembled; 0 if none was heard."""
+        return self._session_epoch
+
+    @property
+    def messages_known(self) -> int:
+        """Messages of the session that are known to have been sent."""
+        return self._reassembler.known_sent
+
+    @property
+    def records_known(self) -> int:
+        """Records of the session that are known to have been sent."""
+        return max(self._next_record, self.announcement.records_sent if self.announcement else 0)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the session's Shutdown was heard."""
+        return self._ended
 
     @property
     def held_bytes(self) -> int:
@@ -318,6 +346,8 @@ class LinkReceiver:
             self._reassembler.settle_known(LossCause.SESSION_ENDED)
             self._collect_settled()
             self._account_announced_records()
+        if taken:
+            self._leave_predecessor()
         self._session_epoch = header.epoch
         self._events += self._take_follower_events()
         self.counters.sessions += 1
@@ -345,7 +375,31 @@ class LinkReceiver:
                 next_message = sent_before
         self._positions.follow(header.epoch, known_from=next_message)
 
+    def _leave_predecessor(self) -> None:
+        """Report what is known of the session that was followed before, in this life or as stored (GC-SESS-14)."""
+        if self._joined:
+            epoch, next_message, ended = self._session_epoch, self._reassembler.next_message, self._ended
+        elif self._resume is not None:
+            stored = self._resume
+            epoch, next_message, ended = stored.epoch, max(stored.next_message, stored.messages_known), stored.ended
+            if next_message > stored.next_message:
+                self.counters.messages_lost[LossCause.WHILE_AWAY] += next_message - stored.next_message
+                self._events.append(
+                    MessagesLost(
+                        epoch=epoch, first=stored.next_message, last=next_message - 1, cause=LossCause.WHILE_AWAY
+                    )
+                )
+            self._lose_records(epoch, stored.next_record, stored.records_known, LossCause.WHILE_AWAY)
+        else:
+            return
+        self._predecessor_epoch = epoch
+        if not ended:
+            self._events.append(SessionCutOff(epoch=epoch, next_message=next_message))
+
     def _learn(self, announcement: Announcement, now_s: float) -> None:
+        if 0 < self._predecessor_epoch < announcement.previous_epoch:
+            self._events.append(SessionCutOff(epoch=announcement.previous_epoch, next_message=0))
+        self._predecessor_epoch = 0
         before = self.announcement
         if before is None or announcement.messages_sent >= before.messages_sent:
             self.announcement = announcement
@@ -446,11 +500,13 @@ class LinkReceiver:
 
     def _account_records(self, sent: int) -> None:
         """So many records were sent up to here; those that were not seen are lost (GC-DLV-13)."""
-        if sent > self._next_record:
-            first, lost = self._next_record, sent - self._next_record
-            self._next_record = sent
-            self.counters.records_lost += lost
-            self._events.append(RecordsLost(epoch=self._session_epoch, first=first, count=lost, cause=self._loss_cause))
+        self._lose_records(self._session_epoch, self._next_record, sent, self._loss_cause)
+        self._next_record = max(self._next_record, sent)
+
+    def _lose_records(self, epoch: int, first: int, stop: int, cause: LossCause) -> None:
+        if stop > first:
+            self.counters.records_lost += stop - first
+            self._events.append(RecordsLost(epoch=epoch, first=first, count=stop - first, cause=cause))
 
     def _drop(self, reason: DropReason, count: int = 1) -> None:
         self.counters.dropped[reason] += count

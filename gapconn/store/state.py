@@ -5,13 +5,12 @@ All calls block for a disk write or two: the services make them in a thread.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from gapconn.errors import LinkError
-from gapconn.protocol.positions import Standing, StreamPartition
+from gapconn.protocol.positions import Standing
 from gapconn.protocol.receiver import Progress
 from gapconn.store.database import StateFile
 
@@ -22,7 +21,14 @@ POSITIONS_MAX: Final = 100_000
 # Numbers are stored as text: epochs and positions go beyond SQLite's signed 64 bits.
 _INGRESS_TABLES: Final = ("CREATE TABLE session(last_epoch TEXT NOT NULL)",)
 _EGRESS_TABLES: Final = (
-    "CREATE TABLE progress(epoch TEXT NOT NULL, next_message TEXT NOT NULL, next_record TEXT NOT NULL)",
+    """CREATE TABLE progress(
+        epoch TEXT NOT NULL,
+        next_message TEXT NOT NULL,
+        next_record TEXT NOT NULL,
+        messages_known TEXT NOT NULL,
+        records_known TEXT NOT NULL,
+        ended TEXT NOT NULL
+    )""",
     # Replacing a row gives it the highest `updated` yet: the lowest is the position updated longest ago.
     """CREATE TABLE position(
         updated INTEGER PRIMARY KEY,
@@ -147,31 +153,32 @@ class EgressState:
             LinkError: the state cannot be read.
         """
         with self._file.transaction("read") as db:
-            row = db.execute("SELECT epoch, next_message, next_record FROM progress").fetchone()
+            row = db.execute(
+                "SELECT epoch, next_message, next_record, messages_known, records_known, ended FROM progress"
+            ).fetchone()
             if row is None:
                 return None
             rows = db.execute(
                 "SELECT stream, partition, epoch, chain, position FROM position ORDER BY updated"
             ).fetchall()
-        epoch, next_message, next_record = (_number(self._file, text) for text in row)
+        epoch, next_message, next_record, messages_known, records_known, ended = (
+            _number(self._file, text) for text in row
+        )
         return Progress(
             epoch=epoch,
             next_message=next_message,
             next_record=next_record,
+            messages_known=messages_known,
+            records_known=records_known,
+            ended=bool(ended),
             positions={
                 (stream, _number(self._file, partition)): Standing(*(_number(self._file, text) for text in standing))
                 for stream, partition, *standing in rows
             },
         )
 
-    def save(
-        self,
-        epoch: int,
-        next_message: int,
-        next_record: int,
-        positions_changed: Mapping[StreamPartition, Standing],
-    ) -> None:
-        """Store the progress and the positions that changed since the last save, in one transaction.
+    def save(self, progress: Progress) -> None:
+        """Store the progress, in one transaction; its positions are those that changed since the last save.
 
         Raises:
             LinkError: the state cannot be written. Nothing of this call is stored: give the same positions again with
@@ -179,16 +186,24 @@ class EgressState:
         """
         with self._file.transaction("saved") as db:
             db.execute("DELETE FROM progress")
-            db.execute("INSERT INTO progress VALUES (?, ?, ?)", (str(epoch), str(next_message), str(next_record)))
+            numbers = (
+                progress.epoch,
+                progress.next_message,
+                progress.next_record,
+                progress.messages_known,
+                progress.records_known,
+                int(progress.ended),
+            )
+            db.execute("INSERT INTO progress VALUES (?, ?, ?, ?, ?, ?)", tuple(map(str, numbers)))
             db.executemany(
                 "INSERT OR REPLACE INTO position(stream, partition, epoch, chain, position) VALUES (?, ?, ?, ?, ?)",
                 (
                     (stream, str(partition), *map(str, standing))
-                    for (stream, partition), standing in positions_changed.items()
+                    for (stream, partition), standing in progress.positions.items()
                 ),
             )
             # Counting is a walk over the table, so it waits until there may be too many.
-            at_most = self._positions_at_most + len(positions_changed)
+            at_most = self._positions_at_most + len(progress.positions)
             if at_most > POSITIONS_MAX:
                 db.execute(
                     "DELETE FROM position WHERE updated <="

@@ -22,6 +22,7 @@ from gapconn.protocol.events import (
     MessagesLost,
     RecordsLost,
     RecordsMissing,
+    SessionCutOff,
     SessionEnded,
     SessionFollowed,
 )
@@ -497,7 +498,8 @@ def test_after_a_restart_of_both_ends_only_new_records_are_delivered() -> None:
     successor = Session(epoch=EPOCH + 1, previous_epoch=EPOCH, symbol_bytes=100)
     egress = Egress.make(resume=STORED)
     assert egress.hear(successor.startup()) == [
-        SessionFollowed(epoch=EPOCH + 1, previous_epoch=EPOCH, reason=FollowReason.SUCCESSION)
+        SessionCutOff(epoch=EPOCH, next_message=3),
+        SessionFollowed(epoch=EPOCH + 1, previous_epoch=EPOCH, reason=FollowReason.SUCCESSION),
     ]
     (event,) = only(MessageDelivered, egress.hear(successor.message(b"", runs=[run(19, 20, 34)], record_count=15)))
     assert (event.number, event.first_record, event.already_delivered) == (0, 0, {("s", 0): 29})
@@ -509,6 +511,7 @@ def test_an_egress_that_comes_back_to_a_later_session_was_away_for_its_beginning
     egress = Egress.make(resume=STORED)
     events = egress.hear(later.heartbeat())
     assert events == [
+        SessionCutOff(epoch=EPOCH, next_message=3),
         SessionFollowed(epoch=EPOCH + 1, previous_epoch=EPOCH, reason=FollowReason.FIRST_HEARD),
         lost(0, 3, LossCause.WHILE_AWAY, EPOCH + 1),
         records_lost(0, 40, LossCause.WHILE_AWAY, EPOCH + 1),
@@ -531,11 +534,12 @@ def test_when_another_session_takes_the_link_the_old_one_is_settled_first() -> N
     ended = LossCause.SESSION_ENDED
     assert events[:2] == [lost(0, 0, ended), records_lost(0, 2, ended)]
     assert bodies(events[2:3]) == [bytes([1]) * 9]
-    assert events[3:5] == [
+    assert events[3:6] == [
         lost(2, 2, ended),
+        SessionCutOff(epoch=EPOCH, next_message=3),
         SessionFollowed(epoch=EPOCH + 1, previous_epoch=EPOCH, reason=FollowReason.SUCCESSION),
     ]
-    assert bodies(events[5:]) == [b"new"]
+    assert bodies(events[6:]) == [b"new"]
     assert egress.hear(half[1]) == []
     assert egress.dropped == {DropReason.STALE_SESSION: 1}
     assert egress.receiver.datagrams_missed == 2, "those of the first message; that the third had two was not known"
@@ -781,3 +785,54 @@ def test_a_session_with_repair_symbols_is_delivered_from_its_source_symbols() ->
     assert egress.dropped == {DropReason.NOT_NEEDED: 1}
     assert egress.receiver.datagrams_missed == 0
     assert Header.unpack(repair).index == 2
+
+
+@pytest.mark.req("GC-SESS-14")
+def test_a_session_whose_end_was_not_heard_is_reported_as_cut_off() -> None:
+    old = Session(symbol_bytes=100)
+    egress = Egress.make()
+    egress.hear(old.startup(), old.message(b"x"))
+    new = Session(epoch=EPOCH + 5, previous_epoch=EPOCH)
+    assert only(SessionCutOff, egress.hear(new.startup())) == [SessionCutOff(epoch=EPOCH, next_message=1)]
+
+
+@pytest.mark.req("GC-SESS-14")
+def test_a_session_that_said_goodbye_is_not_cut_off() -> None:
+    old = Session(symbol_bytes=100)
+    egress = Egress.make()
+    egress.hear(old.startup(), old.shutdown())
+    new = Session(epoch=EPOCH + 5, previous_epoch=EPOCH)
+    assert only(SessionCutOff, egress.hear(new.startup())) == []
+
+
+@pytest.mark.req("GC-SESS-14")
+def test_a_session_of_which_nothing_was_heard_is_reported_when_its_successor_names_it() -> None:
+    old = Session(symbol_bytes=100)
+    egress = Egress.make()
+    egress.hear(old.startup(), old.shutdown())
+    new = Session(epoch=EPOCH + 5, previous_epoch=EPOCH + 3)
+    events = egress.hear(new.startup(), new.heartbeat())
+    assert only(SessionCutOff, events) == [SessionCutOff(epoch=EPOCH + 3, next_message=0)]
+
+
+@pytest.mark.req("GC-SESS-14", "GC-SESS-15")
+def test_what_was_known_of_the_stored_session_and_not_delivered_is_reported_when_another_follows() -> None:
+    stored = attrs.evolve(STORED, messages_known=5, records_known=70)
+    egress = Egress.make(resume=stored)
+    new = Session(epoch=EPOCH + 5, previous_epoch=EPOCH)
+    assert egress.hear(new.startup())[:4] == [
+        lost(3, 4, LossCause.WHILE_AWAY),
+        records_lost(30, 40, LossCause.WHILE_AWAY),
+        SessionCutOff(epoch=EPOCH, next_message=5),
+        SessionFollowed(epoch=EPOCH + 5, previous_epoch=EPOCH, reason=FollowReason.SUCCESSION),
+    ]
+    assert egress.receiver.counters.messages_lost == {LossCause.WHILE_AWAY: 2}
+    assert egress.receiver.counters.records_lost == 40
+
+
+@pytest.mark.req("GC-SESS-14", "GC-SESS-15")
+def test_a_stored_session_that_ended_and_was_delivered_leaves_nothing_to_report() -> None:
+    stored = attrs.evolve(STORED, messages_known=3, records_known=30, ended=True)
+    egress = Egress.make(resume=stored)
+    events = egress.hear(Session(epoch=EPOCH + 5, previous_epoch=EPOCH).startup())
+    assert [type(event) for event in events] == [SessionFollowed]

@@ -36,6 +36,19 @@ def at(position: int) -> Standing:
     return Standing(1, 0, position)
 
 
+def progress(epoch: int, next_message: int, next_record: int, positions: dict[tuple[str, int], Standing]) -> Progress:
+    """Progress with all that is known delivered."""
+    return Progress(
+        epoch=epoch,
+        next_message=next_message,
+        next_record=next_record,
+        positions=positions,
+        messages_known=next_message + 2,
+        records_known=next_record + 20,
+        ended=next_message % 2 == 0,
+    )
+
+
 def _file(directory: Path, role: str, link: str = "orders") -> Path:
     return directory / f"{link}.{role}.sqlite"
 
@@ -89,33 +102,22 @@ def test_a_clock_epoch_that_does_not_fit_is_a_mistake_of_the_caller(tmp_path: Pa
 def test_progress_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
     with EgressState.open(tmp_path, "orders", 7) as state:
         assert state.load() is None
-        state.save(
-            U64_MAX, U64_MAX, U64_MAX, {("a", 0): at(1), ("a", 1): LARGEST, ("ä/\0'\"", 0): at(-1), ("", -3): at(2**63)}
-        )
-        state.save(U64_MAX, 12, 13, {("a", 0): Standing(8, 7, 9), ("new", 2**40): at(0)})
+        names = {("a", 0): at(1), ("a", 1): LARGEST, ("ä/\0'\"", 0): at(-1), ("", -3): at(2**63)}
+        state.save(progress(U64_MAX, U64_MAX, U64_MAX, names))
+        state.save(progress(U64_MAX, 12, 13, {("a", 0): Standing(8, 7, 9), ("new", 2**40): at(0)}))
     with EgressState.open(tmp_path, "orders", 7) as state:
-        assert state.load() == Progress(
-            epoch=U64_MAX,
-            next_message=12,
-            next_record=13,
-            positions={
-                ("a", 0): Standing(8, 7, 9),
-                ("a", 1): LARGEST,
-                ("ä/\0'\"", 0): at(-1),
-                ("", -3): at(2**63),
-                ("new", 2**40): at(0),
-            },
-        )
+        changed = {("a", 0): Standing(8, 7, 9), ("new", 2**40): at(0)}
+        assert state.load() == progress(U64_MAX, 12, 13, names | changed)
 
 
 def test_positions_updated_longest_ago_are_forgotten_beyond_the_limit(tmp_path: Path) -> None:
     with EgressState.open(tmp_path, "orders", 7) as state:
-        state.save(1, 1, 1, {("s", n): at(n) for n in range(POSITIONS_MAX)})
-        state.save(1, 2, 2, {("s", 0): at(5)})  # the oldest becomes the youngest
-        state.save(1, 3, 3, {("t", n): at(n) for n in range(10)})
-        progress = state.load()
-    assert progress is not None
-    kept = progress.positions
+        state.save(progress(1, 1, 1, {("s", n): at(n) for n in range(POSITIONS_MAX)}))
+        state.save(progress(1, 2, 2, {("s", 0): at(5)}))  # the oldest becomes the youngest
+        state.save(progress(1, 3, 3, {("t", n): at(n) for n in range(10)}))
+        found = state.load()
+    assert found is not None
+    kept = found.positions
     assert len(kept) == POSITIONS_MAX
     assert kept["s", 0] == at(5)
     assert all(("s", n) not in kept for n in range(1, 11))
@@ -125,28 +127,28 @@ def test_positions_updated_longest_ago_are_forgotten_beyond_the_limit(tmp_path: 
 
 def test_a_save_that_fails_stores_nothing(tmp_path: Path) -> None:
     with EgressState.open(tmp_path, "orders", 7) as state:
-        state.save(1, 10, 10, {("s", 0): at(10)})
+        state.save(progress(1, 10, 10, {("s", 0): at(10)}))
         with pytest.raises(UnicodeEncodeError):
-            state.save(1, 20, 20, {("s", 0): at(20), ("\udc80", 0): at(1)})
-        assert state.load() == Progress(epoch=1, next_message=10, next_record=10, positions={("s", 0): at(10)})
-        state.save(1, 30, 30, {("s", 0): at(30)})
-        assert state.load() == Progress(epoch=1, next_message=30, next_record=30, positions={("s", 0): at(30)})
+            state.save(progress(1, 20, 20, {("s", 0): at(20), ("\udc80", 0): at(1)}))
+        assert state.load() == progress(1, 10, 10, {("s", 0): at(10)})
+        state.save(progress(1, 30, 30, {("s", 0): at(30)}))
+        assert state.load() == progress(1, 30, 30, {("s", 0): at(30)})
 
 
 def test_a_full_disk_is_reported_and_the_next_save_works(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with EgressState.open(tmp_path, "orders", 7) as state:
-        state.save(1, 10, 10, {("s", 0): at(10)})
+        state.save(progress(1, 10, 10, {("s", 0): at(10)}))
         resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, before[1]))
         try:
             with pytest.raises(LinkError, match=r"cannot be saved.*a disk with free space"):
-                state.save(1, 20, 20, {("x" * 100, n): at(20) for n in range(10_000)})
+                state.save(progress(1, 20, 20, {("x" * 100, n): at(20) for n in range(10_000)}))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        assert state.load() == Progress(epoch=1, next_message=10, next_record=10, positions={("s", 0): at(10)})
-        state.save(1, 30, 30, {("s", 0): at(30)})
+        assert state.load() == progress(1, 10, 10, {("s", 0): at(10)})
+        state.save(progress(1, 30, 30, {("s", 0): at(30)}))
     with EgressState.open(tmp_path, "orders", 7) as state:
-        assert state.load() == Progress(epoch=1, next_message=30, next_record=30, positions={("s", 0): at(30)})
+        assert state.load() == progress(1, 30, 30, {("s", 0): at(30)})
 
 
 @BOTH
@@ -156,7 +158,7 @@ def test_only_the_owner_can_read_the_files(tmp_path: Path, role: str, opener: Op
     try:
         with opener(directory, "orders", 7) as state:
             if isinstance(state, EgressState):
-                state.save(1, 1, 1, {("s", 0): at(1)})
+                state.save(progress(1, 1, 1, {("s", 0): at(1)}))
             modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()}
     finally:
         os.umask(previous)
@@ -226,11 +228,13 @@ import sys
 from itertools import count
 from pathlib import Path
 from gapconn.protocol.positions import Standing
+from gapconn.protocol.receiver import Progress
 from gapconn.store.state import EgressState, IngressState
 if sys.argv[1] == "egress":
     state = EgressState.open(Path(sys.argv[2]), "orders", 7)
     for n in count(1):
-        state.save(3, n, n, {("s", partition): Standing(1, 0, n) for partition in range(50)})
+        positions = {("s", partition): Standing(1, 0, n) for partition in range(50)}
+        state.save(Progress(epoch=3, next_message=n, next_record=n, positions=positions))
         print(n, flush=True)
 else:
     state = IngressState.open(Path(sys.argv[2]), "orders", 7)
@@ -255,11 +259,11 @@ def test_a_killed_egress_kept_every_save_and_no_half_one(tmp_path: Path) -> None
     for saves in (1, 7, 40):
         said = _killed_while_saving(tmp_path, "egress", saves)
         with EgressState.open(tmp_path, "orders", 7) as state:
-            progress = state.load()
-        assert progress is not None
-        assert progress.next_message in (said, said + 1)
-        assert progress.next_record == progress.next_message
-        assert progress.positions == {("s", partition): at(progress.next_message) for partition in range(50)}
+            found = state.load()
+        assert found is not None
+        assert found.next_message in (said, said + 1)
+        assert found.next_record == found.next_message
+        assert found.positions == {("s", partition): at(found.next_message) for partition in range(50)}
 
 
 def test_a_killed_ingress_never_uses_an_epoch_twice(tmp_path: Path) -> None:
@@ -330,7 +334,7 @@ def test_damage_is_refused_with_advice_and_left_alone(tmp_path: Path, role: str,
 def test_damaged_numbers_are_refused(tmp_path: Path) -> None:
     with IngressState.open(tmp_path, "orders", 7) as ingress, EgressState.open(tmp_path, "orders", 7) as egress:
         ingress.begin_session(5)
-        egress.save(1, 1, 1, {("s", 0): at(1)})
+        egress.save(progress(1, 1, 1, {("s", 0): at(1)}))
     _change(_file(tmp_path, "ingress"), "UPDATE session SET last_epoch = 'many'")
     _change(_file(tmp_path, "egress"), "UPDATE position SET position = x'00ff'")
     with IngressState.open(tmp_path, "orders", 7) as ingress, pytest.raises(LinkError, match="'many' is not a number"):

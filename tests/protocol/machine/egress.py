@@ -16,6 +16,7 @@ from gapconn.protocol.events import (
     MessagesLost,
     RecordsLost,
     RecordsMissing,
+    SessionCutOff,
     SessionEnded,
     SessionFollowed,
 )
@@ -117,13 +118,15 @@ class Egress:
         return {reason.name.lower(): count for reason, count in self.receiver.counters.dropped.items() if count}
 
 
-def _plain(event: Event) -> oracle.Event:  # noqa: PLR0911 - one answer for each kind
+def _plain(event: Event) -> oracle.Event:  # noqa: C901, PLR0911 - one answer for each kind
     """An event of the core as the oracle tells it."""
     match event:
         case SessionFollowed():
             return ("followed", event.epoch, event.previous_epoch, event.reason.name)
         case SessionEnded():
             return ("ended", event.epoch, event.messages_sent, event.records_sent)
+        case SessionCutOff():
+            return ("cut off", event.epoch, event.next_message)
         case LinkInterrupted():
             return ("interrupted", event.epoch)
         case LinkRestored():
@@ -150,6 +153,7 @@ def _plain(event: Event) -> oracle.Event:  # noqa: PLR0911 - one answer for each
 _TOPICS = {
     "followed": "session",
     "ended": "session",
+    "cut off": "session",
     "interrupted": "liveness",
     "restored": "liveness",
     "conflict": "rivals",

@@ -21,6 +21,7 @@ from gapconn.protocol.events import (
     MessagesLost,
     RecordsLost,
     RecordsMissing,
+    SessionCutOff,
     SessionEnded,
     SessionFollowed,
 )
@@ -121,7 +122,14 @@ class Ledger:
             case LinkInterrupted():
                 assert event.silent_s > 0, "GC-SESS-13"
                 self._reach("interrupted")
-            case ForeignLinkDetected() | LinkRestored() | SessionEnded() | ConflictDetected() | ConflictCleared():
+            case (
+                ForeignLinkDetected()
+                | LinkRestored()
+                | SessionEnded()
+                | SessionCutOff()
+                | ConflictDetected()
+                | ConflictCleared()
+            ):
                 self._reach(type(event).__name__)
 
     def check_located(self) -> None:

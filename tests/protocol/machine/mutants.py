@@ -439,7 +439,8 @@ def a_redelivery_sets_the_position_back(patch: Patch) -> None:
         result = settle(self, number, runs)
         for run in runs:
             key = (run.stream, run.partition)
-            self._delivered[key] = self._delivered[key]._replace(position=run.last)
+            if key in self._delivered:
+                self._delivered[key] = self._delivered[key]._replace(position=run.last)
         return result
 
     patch.setattr(DeliveredPositions, "settle", backwards)

@@ -231,6 +231,8 @@ class ReceiverOracle:
         self.in_session = False
         self.session = 0
         self.ended = False
+        self.predecessor = 0
+        """The session before, until the followed one has named its own predecessor."""
         self.said: Announcement | None = None
         self.missed_before = 0
         self.horizon = 0
@@ -383,6 +385,7 @@ class ReceiverOracle:
         if self.in_session:
             self._settle_below(max([self.known_sent, *(n + 1 for n in self.held)]), "session_ended")
             self._account_announced()
+        self._leave_predecessor()
         if succession:
             reason = "SUCCESSION"
         elif self.state == "closed":
@@ -402,6 +405,18 @@ class ReceiverOracle:
             self._begin(d.epoch, horizon=0, next_message=0, records_seen=0)
         else:
             self._join(d, said, resumed=False)
+
+    def _leave_predecessor(self) -> None:
+        """GC-SESS-14; what is known of a stored session beyond its progress is not modelled here."""
+        if self.in_session:
+            epoch, next_message, ended = self.session, self.next, self.ended
+        elif self.stored is not None:
+            epoch, next_message, ended = self.stored.epoch, self.stored.next_message, False
+        else:
+            return
+        self.predecessor = epoch
+        if not ended:
+            self._tell("cut off", epoch, next_message)
 
     def _restored(self) -> None:
         if self.state == "interrupted":
@@ -474,6 +489,9 @@ class ReceiverOracle:
         return self.highest + 1 - self.horizon - sum(s >= self.horizon for s in self.received)
 
     def _announced(self, d: Datagram, said: Announcement) -> None:
+        if 0 < self.predecessor < said.previous_epoch:
+            self._tell("cut off", said.previous_epoch, 0)
+        self.predecessor = 0
         if self.said is None or said.messages_sent >= self.said.messages_sent:
             self.said = said
         self.timeout = said.interruption_timeout / 1000
