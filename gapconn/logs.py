@@ -79,7 +79,8 @@ def _name_of_library(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 def _circumstances_last(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     """What hardly changes from line to line comes behind what the event is about."""
-    return {**event, **{key: event.pop(key) for key in ("task", "link") if key in event}}
+    behind = {key: event.pop(key) for key in ("task", "link") if key in event}
+    return {**event, **behind}
 
 
 def _most_important_first(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
