@@ -14,6 +14,7 @@ from typing import Any
 
 import attrs
 import pytest
+import structlog.testing
 import trio
 
 from gapconn.errors import SourceError
@@ -455,6 +456,21 @@ async def test_a_file_that_cannot_be_put_away_is_not_sent_again(
         await until(lambda: tree(tmp_path) == {".sent/f": b"content"})
     assert len(transfers(outlet.batches)) == 1
     assert context.counters["put_away_retries"] == 3
+
+
+async def test_a_directory_that_does_not_exist_yet_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gapconn.sources.files.Backoff.failed", lambda self: 0.03)
+    outlet, directory = RecordingOutlet(), tmp_path / "later"
+    with structlog.testing.capture_logs() as logged:
+        async with watching(directory, outlet) as context:
+            await until(lambda: context.counters["scans_failed"] > 0)
+            directory.mkdir()
+            put(directory, "f")
+            await until(lambda: contents(outlet.batches) == {"f": b"content"})
+    failed = next(entry for entry in logged if entry["event"] == "scan_failed")
+    assert failed["remedy"] == "create the directory or correct source.directory; it is tried again"
 
 
 async def test_a_sink_that_is_left_waiting_hears_that_nothing_is_open(
