@@ -23,7 +23,14 @@ _INTRODUCTION = """\
 One TOML file describes a link pair and is read by both ends: `gapconn ingress pair.toml` on the source side reads
 `[link]` and `[source]`, `gapconn egress pair.toml` on the destination side reads `[link]` and `[sink]`. There is an
 [example](examples/) for every source and sink. `gapconn check pair.toml` says everything that is wrong with a file at
-once; given several files it also says which pairs cannot run side by side.
+once; given several files it also says which pairs cannot run side by side. Its options:
+
+- `--role ingress` or `--role egress` reads the files as this end does: the other end's section, its plugins and its
+  secrets need not exist here.
+- `--separate-hosts`: every end has a host or container of its own, so that ports and directories may be the same.
+- `--json` prints one JSON object: `ok`, `problems`, and each pair with all its values (secrets hidden).
+
+Its exit code is 0, or 2 when there is a problem.
 
 ## The environment
 
