@@ -201,6 +201,8 @@ class Egress:
         self._pool = SlabPool(SLABS, RECEIVE_SLAB_BYTES)
         self._arrivals_in, self._arrivals_out = trio.open_memory_channel[_Arrival](ARRIVALS_HELD_MAX)
         self._lost_before = 0
+        self._accepted_before = 0
+        self._sink_moved_at_s = trio.current_time()
         self._listening = trio.CancelScope()
         self._watching = trio.CancelScope()
         self._storing = trio.CancelScope()
@@ -267,6 +269,7 @@ class Egress:
                 await trio.sleep(WATCH_INTERVAL_S)
                 self.core.handle_timeout(trio.current_time())
                 self._handle_events()
+                self._watch_sink()
                 self.events.tell_gathered(trio.current_time())
 
     async def checkpoint(self) -> None:
@@ -275,6 +278,17 @@ class Egress:
             while True:
                 await trio.sleep(CHECKPOINT_INTERVAL_S)
                 await self._save()
+
+    def _watch_sink(self) -> None:
+        accepted = self.progress.accepted
+        if accepted != self._accepted_before or not self.progress.waiting:
+            self._accepted_before = accepted
+            self._sink_moved_at_s = trio.current_time()
+
+    @property
+    def sink_stalled_s(self) -> float:
+        """For how long the sink has accepted nothing although messages wait for it, in seconds."""
+        return trio.current_time() - self._sink_moved_at_s if self.progress.waiting else 0.0
 
     # -- What became of it -----------------------------------------------------------------------------------
 

@@ -45,6 +45,9 @@ class ProgressTracker:
         self._open: deque[_Step] = deque()
         self._done = _Step(resume.epoch, resume.next_message, resume.next_record) if resume else _Step(epoch=0)
         self._changed = False
+        self._expected = 0
+        self.accepted = 0
+        """Messages that were accepted in this life."""
         self._known: dict[int, tuple[int, int, bool]] = {}
         if resume:
             self._known[resume.epoch] = (resume.messages_known, resume.records_known, resume.ended)
@@ -52,7 +55,7 @@ class ProgressTracker:
     @property
     def waiting(self) -> int:
         """Messages that are not accepted yet."""
-        return sum(not step.accepted for step in self._open)
+        return self._expected - self.accepted
 
     def expect(self, message: MessageDelivered) -> Callable[[], None]:
         """`message` goes to the sink; the function to call when the sink has it for good."""
@@ -64,8 +67,10 @@ class ProgressTracker:
             accepted=False,
         )
         self._open.append(step)
+        self._expected += 1
 
         def accept() -> None:
+            self.accepted += not step.accepted
             step.accepted = True
             self._advance()
 

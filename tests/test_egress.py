@@ -715,3 +715,19 @@ async def test_an_address_that_cannot_be_resolved_is_named_by_its_key(tmp_path: 
         pytest.raises(LinkError, match=rf"^link\.{key}: cannot resolve 'no\.such\.host\.invalid'"),
     ):
         await serve_egress(pair(way, sink=sink_of(Taking())))
+
+
+async def test_a_sink_that_accepts_nothing_makes_it_not_ready(way: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gapconn.admin.egress_view.SINK_STALLED_S", 0.05)
+    sink, session = Taking(accepting=False), Session(way)
+    async with running(way, sink) as egress:
+        view = EgressView(egress)
+        await feed(egress, session.start + session.numbers((0, 10), (10, 10)))
+        await until(lambda: bool(view.ready()))
+        assert "2 messages wait" in view.ready()[0]
+        assert view.status()["held"]["unaccepted_messages"] == 2
+        assert view.status()["held"]["sink_stalled_s"] > 0.05
+        for delivery in sink.deliveries:
+            delivery.accept()
+        assert view.ready() == []
+        assert (view.status()["accepted_messages"], view.status()["held"]["sink_stalled_s"]) == (2, 0)

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from gapconn.egress import Egress
 
 
+SINK_STALLED_S = 10.0
+"""A sink that accepts nothing for so long, with messages waiting, makes the egress not ready."""
+
+
 class EgressView:
     """An `AdminView` of an egress."""
 
@@ -35,7 +39,12 @@ class EgressView:
         if self._egress.stopping:
             return ["it was asked to stop"]
         state = self._egress.core.state
-        return [] if state is ReceiverState.FOLLOWING else [f"the link is {state.value}"]
+        reasons = [] if state is ReceiverState.FOLLOWING else [f"the link is {state.value}"]
+        stalled_s = self._egress.sink_stalled_s
+        if stalled_s > SINK_STALLED_S:
+            waiting = self._egress.progress.waiting
+            reasons.append(f"the sink has accepted nothing for {stalled_s:.0f} s, and {waiting} messages wait for it")
+        return reasons
 
     def status(self) -> dict[str, Any]:
         """Everything at a glance."""
@@ -79,7 +88,10 @@ class EgressView:
                 "incomplete_bytes": core.held_bytes,
                 "sink_messages": len(egress.queue),
                 "sink_bytes": egress.queue.bytes,
+                "unaccepted_messages": egress.progress.waiting,
+                "sink_stalled_s": round(egress.sink_stalled_s, 3),
             },
+            "accepted_messages": egress.progress.accepted,
             "sink": {"type": egress.sink_type, "events": dict(egress.context.counters), **egress.context.status},
             "recent_events": list(egress.events.recent),
         }
@@ -151,6 +163,19 @@ class EgressView:
             core.held_bytes,
         )
         yield gauge("gapconn_sink_held_bytes", "Messages that wait for the sink, in bytes.", egress.queue.bytes)
+        yield counter(
+            "gapconn_messages_accepted_total", "Messages that the sink has for good.", egress.progress.accepted
+        )
+        yield gauge(
+            "gapconn_sink_unaccepted_messages",
+            "Messages that arrived and that the sink does not have for good yet.",
+            egress.progress.waiting,
+        )
+        yield gauge(
+            "gapconn_sink_stalled_seconds",
+            "How long the sink has accepted nothing although messages wait for it.",
+            egress.sink_stalled_s,
+        )
         yield counters(
             "gapconn_sink_events_total",
             "What the sink counted, by event.",
