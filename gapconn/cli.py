@@ -61,8 +61,8 @@ def ingress(file: Path) -> None:
     Example:
       gapconn ingress pair.toml
     """
-    from gapconn.config import Role  # noqa: PLC0415
-    from gapconn.service import serve_ingress  # noqa: PLC0415
+    from gapconn.config import Role
+    from gapconn.service import serve_ingress
 
     _serve(serve_ingress, file, Role.INGRESS)
 
@@ -82,8 +82,8 @@ def egress(file: Path) -> None:
       gapconn egress pair.toml
       GAPCONN_ADMIN_LISTEN=127.0.0.1:9465 gapconn egress pair.toml
     """
-    from gapconn.config import Role  # noqa: PLC0415
-    from gapconn.service import serve_egress  # noqa: PLC0415
+    from gapconn.config import Role
+    from gapconn.service import serve_egress
 
     _serve(serve_egress, file, Role.EGRESS)
 
@@ -112,9 +112,9 @@ def check(files: tuple[Path, ...], role: str | None, separate_hosts: bool, as_js
       gapconn check pair.toml
       gapconn check links/*.toml
     """
-    from gapconn.check import check as check_files  # noqa: PLC0415
-    from gapconn.check import facts, summary  # noqa: PLC0415
-    from gapconn.config import Role  # noqa: PLC0415
+    from gapconn.check import check as check_files
+    from gapconn.check import facts, summary
+    from gapconn.config import Role
 
     report = check_files(files, os.environ, role=Role(role) if role else None, separate_hosts=separate_hosts)
     if as_json:
@@ -146,7 +146,7 @@ def demo(kafka: str | None, seconds: float) -> None:
       gapconn demo
       gapconn demo --kafka 127.0.0.1:9092
     """
-    from gapconn.demo import run_demo  # noqa: PLC0415
+    from gapconn.demo import run_demo
 
     try:
         sys.exit(run_demo(kafka=kafka, seconds=seconds))
@@ -157,10 +157,10 @@ def demo(kafka: str | None, seconds: float) -> None:
 
 def _serve(serve: Callable[[Pair], Awaitable[None]], file: Path, role: Role) -> None:
     """Run one end until it stops, and exit with the code that tells how it ended."""
-    import trio  # noqa: PLC0415
+    import trio
 
-    from gapconn.config import load_pair  # noqa: PLC0415
-    from gapconn.logs import configure_logging  # noqa: PLC0415
+    from gapconn.config import load_pair
+    from gapconn.logs import configure_logging
 
     try:
         pair = load_pair(file, os.environ, role=role)
@@ -176,7 +176,7 @@ def _serve(serve: Callable[[Pair], Awaitable[None]], file: Path, role: Role) -> 
 
 def _explain(error: BaseException, role: Role) -> NoReturn:
     """Say why an end failed, in one line if it failed for a reason that it knows; then exit."""
-    import structlog  # noqa: PLC0415
+    import structlog
 
     log = structlog.get_logger().bind(end=role.value)
     causes = list(_leaves(error))
