@@ -239,7 +239,8 @@ def test_state_directory(monkeypatch: pytest.MonkeyPatch, uid: int, environ: dic
         ("rate = 1", "link.rate: too slow: got 1"),
         (
             'rate = "1 GB/s"',
-            "link.rate: unknown unit 'GB/s' (units are Tbit/s, Gbit/s, Mbit/s, kbit/s, bit/s): got '1 GB/s', allowed: at least",
+            "link.rate: unknown unit 'GB/s' (units are Tbit/s, Gbit/s, Mbit/s, kbit/s, bit/s): "
+            "got '1 GB/s', allowed: at least",
         ),
         ('heartbeat_interval = "1ms"', "link.heartbeat_interval: must be at least 10ms: got '1ms'"),
         (
