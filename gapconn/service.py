@@ -14,8 +14,8 @@ from structlog.typing import FilteringBoundLogger
 
 from gapconn.admin.egress_view import EgressView
 from gapconn.admin.ingress_view import IngressView
-from gapconn.admin.pages import AdminView
 from gapconn.admin.server import serve_admin
+from gapconn.admin.view import AdminView
 from gapconn.config import Pair
 from gapconn.egress import Egress
 from gapconn.errors import ConfigError, LinkError

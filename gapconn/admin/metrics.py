@@ -6,16 +6,13 @@ Names begin with `gapconn_` and carry their unit (`_bytes`, `_seconds`); what on
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gapconn import __version__
-
-if TYPE_CHECKING:
-    from gapconn.admin.pages import AdminView
+from gapconn.admin.view import AdminView
 
 
 def counter(name: str, help: str, value: float) -> Metric:  # noqa: A002 - Prometheus' word

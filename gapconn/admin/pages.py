@@ -3,47 +3,23 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import Metric
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from gapconn.admin.metrics import make_registry
+from gapconn.admin.view import AdminView
 
 _Endpoint = Callable[[Request], Awaitable[Response]]
 
 _OPENMETRICS = "application/openmetrics-text"
 _FRESH = {"Cache-Control": "no-store"}
-
-
-class AdminView(Protocol):
-    """What an end of a link shows. Called in Trio's thread at every request: quick, and without waiting."""
-
-    @property
-    def role(self) -> str:
-        """`"ingress"` or `"egress"`."""
-
-    @property
-    def link(self) -> str:
-        """Name of the link."""
-
-    def health(self) -> list[str]:
-        """What is wrong, a sentence each; empty when all is well."""
-
-    def ready(self) -> list[str]:
-        """Why no data can pass right now, a sentence each; empty when it can."""
-
-    def status(self) -> dict[str, Any]:
-        """Everything that an operator may want to know, as JSON."""
-
-    def metrics(self) -> Iterable[Metric]:
-        """Families made by `gapconn.admin.metrics`; the labels `link` and `role` are added to each."""
 
 
 def make_app(view: AdminView) -> Starlette:

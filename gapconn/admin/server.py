@@ -19,7 +19,8 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState, Framework
 from hypercorn.utils import wrap_app
 
-from gapconn.admin.pages import AdminView, make_app
+from gapconn.admin.pages import make_app
+from gapconn.admin.view import AdminView
 from gapconn.errors import LinkError
 from gapconn.throttle import ThrottledLog
 from gapconn.units import Address

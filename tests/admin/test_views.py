@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from gapconn.admin.egress_view import EgressView
 from gapconn.admin.ingress_view import IngressView
 from gapconn.admin.metrics import make_registry
-from gapconn.admin.pages import AdminView
+from gapconn.admin.view import AdminView
 from gapconn.config import Link
 from gapconn.protocol.registry import DropReason, LossCause
 from gapconn.sinks import Inlet
