@@ -731,3 +731,17 @@ async def test_a_sink_that_accepts_nothing_makes_it_not_ready(way: Link, monkeyp
             delivery.accept()
         assert view.ready() == []
         assert (view.status()["accepted_messages"], view.status()["held"]["sink_stalled_s"]) == (2, 0)
+
+
+@pytest.mark.req("GC-SESS-15")
+async def test_what_the_sink_never_accepted_is_reported_when_the_next_session_follows(way: Link) -> None:
+    first, second = Session(way), Session(way, epoch=3, previous_epoch=2)
+    async with running(way, Taking(accepting=False)) as egress:
+        await feed(egress, first.start + first.numbers((0, 10), (10, 10)) + first.stop())
+    with capture_logs() as logs:
+        async with running(way, Taking()) as egress:
+            await feed(egress, second.start)
+    told = {entry["event"]: entry for entry in logs}
+    assert told["records_lost"]["count"] == 20
+    assert (told["messages_lost"]["epoch"], told["messages_lost"]["cause"]) == (2, "while_away")
+    assert "session_cut_off" not in told, "it had said how much it sent"
