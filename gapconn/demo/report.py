@@ -10,6 +10,7 @@ from rich.text import Text
 
 from gapconn.demo.checks import Check
 from gapconn.demo.ledger import Ledger, Level
+from gapconn.selfcheck import STREAM
 
 PROGRESS_INTERVAL_S: Final = 1.0
 RANGES_SHOWN: Final = 8
@@ -71,6 +72,8 @@ def print_summary(console: Console, ledger: Ledger, checks: list[Check]) -> None
             _print(console, "    lost messages: ", session.lost_messages.text(RANGES_SHOWN), style="dim")
             _print(console, "    lost records:  ", session.lost_records.text(RANGES_SHOWN), style="dim")
     for (stream, partition), ranges in sorted(ledger.missing.items()):
+        if stream == STREAM:  # its positions are the record numbers of each session, shown above
+            continue
         _print(console, f"  lost offsets of {stream}/{partition}: ", ranges.text(RANGES_SHOWN), style="dim")
     for alarm in ledger.alarms:
         end = "and it still stands"
