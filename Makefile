@@ -26,8 +26,13 @@ $(VENV)/ready: pyproject.toml requirements.lock
 demo: $(VENV)/ready  ## two real processes, a lossy gap between them, and what becomes of the data
 	@$(BIN)/gapconn demo
 
+# Tests of real processes share the machine with each other and with a broker, and can be late. What fails is said, and
+# then run once more with the machine for itself: what fails twice fails.
 test: $(VENV)/ready  ## the whole test suite, with a real Kafka broker
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) || { \
+	  code=$$?; [ $$code = 1 ] || exit $$code; \
+	  echo; echo "=== FAILED beside other tests (above); once more, one at a time ==="; \
+	  $(BIN)/python -m pytest --last-failed --last-failed-no-failures none; }
 
 lint: $(VENV)/ready  ## ruff and mypy
 	$(BIN)/ruff check .
