@@ -345,7 +345,7 @@ class LinkReceiver:
         if not joining:
             self._reassembler.settle_known(LossCause.SESSION_ENDED)
             self._collect_settled()
-            self._account_announced_records()
+            self._account_announced_records(self._reassembler.next_message)
         if taken:
             self._leave_predecessor()
         self._session_epoch = header.epoch
@@ -445,11 +445,12 @@ class LinkReceiver:
             self._events += self._take_follower_events()
         if self._reassembler.settled:
             self._collect_settled()
-        self._account_announced_records()
+        self._account_announced_records(self._reassembler.next_message)
 
-    def _account_announced_records(self) -> None:
+    def _account_announced_records(self, settled_below: int) -> None:
+        """The messages before that one are settled: those that the announcement counts tell of their records."""
         said = self.announcement
-        if said is not None and said.messages_sent <= self._reassembler.next_message:
+        if said is not None and said.messages_sent <= settled_below:
             self._account_records(said.records_sent)
 
     def _take_follower_events(self) -> list[Event]:
@@ -474,6 +475,8 @@ class LinkReceiver:
     def _deliver(self, item: Settled) -> None:
         message = item.message
         assert message is not None
+        # Of two things that were said of the records before, the earlier counts first; true ones agree.
+        self._account_announced_records(item.first)
         self._account_records(message.first_record)
         self._next_record = message.first_record + message.record_count
         missing, already = self._positions.settle(item.first, message.runs)

@@ -404,9 +404,9 @@ def missed_datagrams_of_earlier_sessions_are_forgotten(patch: Patch) -> None:
 
 
 def records_are_counted_only_by_an_exact_announcement(patch: Patch) -> None:
-    def exact(self: LinkReceiver) -> None:
+    def exact(self: LinkReceiver, settled_below: int) -> None:
         said = self.announcement
-        if said is not None and said.messages_sent == self._reassembler.next_message:
+        if said is not None and said.messages_sent == settled_below:
             self._account_records(said.records_sent)
 
     patch.setattr(LinkReceiver, "_account_announced_records", exact)

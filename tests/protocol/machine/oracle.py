@@ -293,7 +293,7 @@ class ReceiverOracle:
             else:
                 self._give_up_next("gap")
                 self._deliver_ready()
-                self._account_announced()
+                self._account_announced(self.next)
         self.now = max(self.now, now_s)
 
     def close(self, now_s: float) -> None:
@@ -301,7 +301,7 @@ class ReceiverOracle:
         self.now = max(self.now, now_s)
         complete = [number for number, message in self.held.items() if message.complete]
         self._settle_below(max(complete, default=-1) + 1, "gap")
-        self._account_announced()
+        self._account_announced(self.next)
 
     # -- datagrams --------------------------------------------------------------------------------------------
 
@@ -313,7 +313,7 @@ class ReceiverOracle:
             self.used += 1
         else:
             self.dropped[reason] += 1
-        self._account_announced()
+        self._account_announced(self.next)
 
     def _receive(self, raw: bytes) -> str | None:
         if len(raw) < 56:
@@ -384,7 +384,7 @@ class ReceiverOracle:
     def _give_link_to(self, d: Datagram, said: Announcement | None, *, succession: bool) -> None:
         if self.in_session:
             self._settle_below(max([self.known_sent, *(n + 1 for n in self.held)]), "session_ended")
-            self._account_announced()
+            self._account_announced(self.next)
         self._leave_predecessor()
         if succession:
             reason = "SUCCESSION"
@@ -555,6 +555,7 @@ class ReceiverOracle:
             if message is None:
                 self._tell("lost", self.session, number, number, "damaged")
                 continue
+            self._account_announced(number)
             self._account_records(message.first_record)
             self.records_seen = message.first_record + message.record_count
             self._tell(
@@ -597,8 +598,8 @@ class ReceiverOracle:
             self.remembers_since = number + 1
         return already
 
-    def _account_announced(self) -> None:
-        if self.said is not None and self.said.messages_sent <= self.next:
+    def _account_announced(self, settled_below: int) -> None:
+        if self.said is not None and self.said.messages_sent <= settled_below:
             self._account_records(self.said.records_sent)
 
     def _account_records(self, sent: int) -> None:
