@@ -21,6 +21,7 @@ ALLOWED = {
     "typing",
     "attrs",
     "msgspec",
+    "cryptography",
     "numpy",
     "xxhash",
     "gapconn.errors",
