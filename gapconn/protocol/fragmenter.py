@@ -8,19 +8,9 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from gapconn.protocol.registry import SYMBOLS_PER_BLOCK_MAX, DatagramType
-from gapconn.protocol.wire import (
-    BLOCK_FIELD,
-    OVERHEAD_BYTES,
-    ROWS_MAX,
-    SOURCE_SYMBOLS_FIELD,
-    Burst,
-    Header,
-    Slab,
-    rows_per_burst,
-)
+from gapconn.protocol.wire import OVERHEAD_BYTES, ROWS_MAX, Burst, Header, Slab, rows_per_burst
 
 _COUNTING = np.arange(ROWS_MAX, dtype=np.uint64)
-_INDEXES = np.arange(SYMBOLS_PER_BLOCK_MAX, dtype=np.uint8)
 
 
 @attrs.frozen(kw_only=True)
@@ -32,21 +22,21 @@ class Cut:
     symbols: int
     rows: int
     """Datagrams per full burst."""
-    block_symbols: int
-    """Source symbols per full block: whole bursts, so that no burst spans two blocks."""
+    blocks: int
+    """Over which the symbols are spread: as few as can be."""
 
 
 def cut_of(message_bytes: int, symbol_bytes_max: int, rows_max: int = ROWS_MAX) -> Cut:
     """The cut of a message of that length, into bursts of at most `rows_max` datagrams."""
     at_least = -(-message_bytes // symbol_bytes_max)
     symbol_bytes = -(-message_bytes // at_least)
-    rows = min(rows_max, rows_per_burst(symbol_bytes + OVERHEAD_BYTES))
+    symbols = -(-message_bytes // symbol_bytes)
     return Cut(
         message_bytes=message_bytes,
         symbol_bytes=symbol_bytes,
-        symbols=-(-message_bytes // symbol_bytes),
-        rows=rows,
-        block_symbols=(SYMBOLS_PER_BLOCK_MAX - 1) // rows * rows,
+        symbols=symbols,
+        rows=min(rows_max, rows_per_burst(symbol_bytes + OVERHEAD_BYTES)),
+        blocks=-(-symbols // SYMBOLS_PER_BLOCK_MAX),
     )
 
 
@@ -68,11 +58,12 @@ class Fragmenter:
             epoch=epoch,
             sequence=0,
             symbol_bytes=cut.symbol_bytes,
+            blocks=cut.blocks,
             message=number,
             message_bytes=cut.message_bytes,
         )
         self._header = np.frombuffer(header.pack(), np.uint8).copy()
-        """What all headers have in common, but for the fields of the block."""
+        """What all headers have in common, but for sequence and symbol."""
         self._next = 0
 
     @property
@@ -83,17 +74,13 @@ class Fragmenter:
     def build(self, slab: Slab, first_sequence: int) -> Burst:
         """The next burst, in `slab`, its datagrams numbered from `first_sequence` on."""
         cut, first = self._cut, self._next
-        block = first - first % cut.block_symbols
-        block_end = min(block + cut.block_symbols, cut.symbols)
-        count = min(cut.rows, block_end - first)
+        count = min(cut.rows, cut.symbols - first)
         self._next = first + count
         datagram_bytes = cut.symbol_bytes + OVERHEAD_BYTES
         rows = slab.layout(datagram_bytes, cut.rows)
-        self._header[BLOCK_FIELD] = np.frombuffer(block.to_bytes(4, "big"), np.uint8)
-        self._header[SOURCE_SYMBOLS_FIELD] = block_end - block
         rows.header_bytes[:count] = self._header
         rows.sequences[:count] = _COUNTING[:count] + np.uint64(first_sequence)
-        rows.indexes[:count] = _INDEXES[first - block : first - block + count]
+        rows.symbols[:count] = _COUNTING[:count] + np.uint64(first)
         rows.payloads[:count] = self._symbols[first : first + count]
         rows.checks[:count] = np.fromiter(map(xxh3_64_intdigest, rows.covered[:count]), np.uint64, count)
         return Burst(slab, datagram_bytes, count)

@@ -28,26 +28,26 @@ class Settled:
     cause: LossCause | None = None
 
 
-def _symbols(header: Header) -> int:
-    """Source symbols of the message."""
-    return -(-header.message_bytes // header.symbol_bytes)
-
-
 def _held_bytes(header: Header) -> int:
     """Memory for the message: its symbols, and one byte each to tell which are present."""
-    return _symbols(header) * (header.symbol_bytes + 1)
+    return header.source_symbols * (header.symbol_bytes + 1)
+
+
+def _cut(header: Header) -> tuple[int, int, int, int]:
+    """What all symbols of a message say alike (GC-DLV-5)."""
+    return header.message_bytes, header.symbol_bytes, header.blocks, header.repair_symbols
 
 
 class _Partial:
     """A message of which symbols have arrived."""
 
-    __slots__ = ("arrived", "held_bytes", "message_bytes", "prefix", "present", "symbol_bytes", "symbols")
+    __slots__ = ("arrived", "cut", "held_bytes", "message_bytes", "prefix", "present", "symbols")
 
     def __init__(self, header: Header) -> None:
         self.message_bytes = header.message_bytes
-        self.symbol_bytes = header.symbol_bytes
+        self.cut = _cut(header)
         # Not zeroed: nothing of it is seen before every byte was written.
-        self.symbols: NDArray[np.uint8] = np.empty((_symbols(header), header.symbol_bytes), np.uint8)
+        self.symbols: NDArray[np.uint8] = np.empty((header.source_symbols, header.symbol_bytes), np.uint8)
         self.held_bytes = _held_bytes(header)
         self.arrived = 0
         self.prefix = 0
@@ -122,7 +122,7 @@ class Reassembler:
         return len(self._held)
 
     def add(self, header: Header, payloads: NDArray[np.uint8], now_s: float) -> tuple[int, DropReason | None]:
-        """Take in symbols of one block with consecutive indexes; `header` is that of the first.
+        """Take in consecutive symbols of one message; `header` is that of the first.
 
         Returns:
             How many of the datagrams were dropped, and why.
@@ -140,10 +140,10 @@ class Reassembler:
             partial = self._hold(number, header)
             if partial is None:
                 return count, DropReason.NOT_NEEDED
-        elif partial.message_bytes != header.message_bytes or partial.symbol_bytes != header.symbol_bytes:
+        elif partial.cut != _cut(header):
             return count, DropReason.INCONSISTENT_MESSAGE
-        source = min(count, max(0, header.source_symbols - header.index))
-        new = partial.add(header.block + header.index, payloads[:source]) if source and not partial.complete else 0
+        source = min(count, max(0, header.source_symbols - header.symbol))
+        new = partial.add(header.symbol, payloads[:source]) if source and not partial.complete else 0
         if partial.complete and number == self.next_message:
             self._deliver_ready()
         return (count - new, DropReason.NOT_NEEDED) if new < count else (0, None)

@@ -96,8 +96,6 @@ class ReceiverCounters:
 
 
 _KNOWN_TYPES = frozenset(DatagramType)
-_INDEX_STEP = np.frombuffer(bytes([0, 0, 0, 0, 1, 0, 0, 0]), np.uint64)[0]
-"""What one more in the index field adds to the last header word, in this machine's byte order."""
 _ONE = np.uint64(1)
 
 
@@ -256,7 +254,7 @@ class LinkReceiver:
                 self._drop(DropReason(reason), count)
 
     def _receive_rows(self, rows: Layout, first: int, stop: int, now_s: float) -> None:
-        """Take in intact rows that continue each other: they differ only in sequence and index, each one more."""
+        """Take in intact rows that continue each other: they differ only in sequence and symbol, each one more."""
         header = Header.unpack(rows.covered[first])
         if header.type == DatagramType.DATA and header.well_formed(rows.payloads.shape[1], stop - first):
             self._receive_run(header, rows.payloads[first:stop], now_s)
@@ -322,7 +320,7 @@ class LinkReceiver:
             if reason is not None:
                 self._drop(reason, end - begin)
                 continue
-            part = header if begin == 0 else attrs.evolve(header, index=header.index + begin)
+            part = header if begin == 0 else attrs.evolve(header, symbol=header.symbol + begin)
             unused, why = self._reassembler.add(part, payloads[begin:end], now_s)
             if why is not None:
                 self._drop(why, unused)
@@ -534,15 +532,16 @@ def _foreign_format(header: Header) -> DropReason | None:
 def _runs(rows: Layout, count: int, intact: NDArray[np.bool_] | None) -> list[tuple[int, int]]:
     """The longest runs of rows that continue each other, in order, as (first, stop).
 
-    Such rows have the same header but for sequence and index, each one more. `intact` tells which rows may be looked
+    Such rows have the same header but for sequence and symbol, each one more. `intact` tells which rows may be looked
     at; None when all may.
     """
     words = rows.words[:count]
     sequences = rows.sequences[:count].astype(np.uint64)
+    last_words = rows.last_words[:count].astype(np.uint64)
     continues = (
         (words[1:, :3] == words[:-1, :3]).all(axis=1)
         & (words[1:, 4] == words[:-1, 4])
-        & (words[1:, 5] - words[:-1, 5] == _INDEX_STEP)
+        & (last_words[1:] - last_words[:-1] == _ONE)
         & (sequences[1:] - sequences[:-1] == _ONE)
     )
     if intact is None:

@@ -67,6 +67,7 @@ class Session:
     symbol_bytes: int = 64
     """Cut of its messages. 64 makes Data as long as announcements, so that they share bursts."""
     block_symbols: int = 4
+    """Source symbols of a block at the most."""
     sequence: int = 0
     """Of the next datagram."""
     messages: int = 0
@@ -104,7 +105,6 @@ class Session:
         symbols = cut(message, self.symbol_bytes)
         datagrams = []
         for i, symbol in enumerate(symbols):
-            block = i - i % self.block_symbols
             datagrams.append(
                 self.datagram(
                     DatagramType.DATA,
@@ -115,11 +115,10 @@ class Session:
                         epoch=self.epoch,
                         sequence=0,
                         symbol_bytes=len(symbol),
-                        block=block,
+                        blocks=-(-len(symbols) // self.block_symbols),
                         message=self.messages,
                         message_bytes=len(message),
-                        index=i - block,
-                        source_symbols=min(self.block_symbols, len(symbols) - block),
+                        symbol=i,
                     ),
                 )
             )

@@ -130,7 +130,7 @@ def test_of_a_run_only_the_symbols_that_are_held_are_dropped() -> None:
 @pytest.mark.req("GC-FEC-4")
 def test_repair_symbols_are_dropped_and_the_message_comes_from_its_source_symbols() -> None:
     source = [with_header(d, repair_symbols=2) for d in Session(symbol_bytes=40).message(bytes(30))]
-    repair = [with_header(source[0], index=2), with_header(source[0], index=3)]
+    repair = [with_header(source[0], symbol=2), with_header(source[0], symbol=3)]
     subject = reassembler()
     assert add(subject, repair[0]) == (1, DropReason.NOT_NEEDED)
     assert add(subject, *source, *repair) == (2, DropReason.NOT_NEEDED), "one run"
@@ -139,13 +139,13 @@ def test_repair_symbols_are_dropped_and_the_message_comes_from_its_source_symbol
 
 
 @pytest.mark.req("GC-DLV-5")
-@pytest.mark.parametrize("change", ["message_bytes", "symbol_bytes"])
+@pytest.mark.parametrize("change", ["message_bytes", "symbol_bytes", "blocks", "repair_symbols"])
 def test_a_symbol_that_contradicts_the_others_is_dropped_and_changes_nothing(change: str) -> None:
     first, second, third = Session(symbol_bytes=40).message(bytes(range(80)))
-    if change == "message_bytes":
-        other = with_header(second, message_bytes=Header.unpack(second).message_bytes - 1)
-    else:
+    if change == "symbol_bytes":
         other = with_payload(with_header(second, symbol_bytes=39), bytes(39))
+    else:
+        other = with_header(second, **{change: getattr(Header.unpack(second), change) + 1})
     subject = reassembler()
     add(subject, first)
     held = subject.held_bytes
@@ -177,10 +177,10 @@ def test_a_message_over_the_limit_is_dropped_and_lost_like_any_other() -> None:
 def test_a_message_that_alone_would_break_the_memory_limit_is_over_the_limit() -> None:
     """A message within its limit, but in symbols of one byte each, or in one symbol that is mostly fill."""
     tiny = Header(
-        type=DatagramType.DATA, link_id=1, epoch=1, sequence=9, symbol_bytes=1, message_bytes=4_000, source_symbols=1
+        type=DatagramType.DATA, link_id=1, epoch=1, sequence=9, symbol_bytes=1, message_bytes=4_000, blocks=20
     )
     wide = Header(
-        type=DatagramType.DATA, link_id=1, epoch=1, sequence=9, symbol_bytes=9_000, message_bytes=33, source_symbols=1
+        type=DatagramType.DATA, link_id=1, epoch=1, sequence=9, symbol_bytes=9_000, message_bytes=33, blocks=1
     )
     subject = reassembler(bytes_max=5_000)
     for header in (tiny, wide):
@@ -351,7 +351,7 @@ def test_so_many_messages_are_held_and_no_more() -> None:
             message=number,
             message_bytes=first.message_bytes,
             symbol_bytes=64,
-            source_symbols=2,
+            blocks=1,
         )
         assert subject.add(header, payload, 0.0) == TAKEN
     assert subject.held_messages == MESSAGES_HELD_MAX

@@ -29,8 +29,8 @@ STARTUP, DATA, HEARTBEAT, SHUTDOWN = 1, 2, 3, 4
 ANNOUNCING, ACTIVE, CLOSING = 1, 2, 3
 BATCH, POSITIONS = 1, 2
 
-HEADER = struct.Struct(">HBBHHIIQQQIBBBB")
-ANNOUNCEMENT = struct.Struct(">QQQQIIIHHBBBBIQ")
+HEADER = struct.Struct(">HBBHHIHBBQQQII")
+ANNOUNCEMENT = struct.Struct(">QQQQIIIHHBBBB12s")
 ENVELOPE = struct.Struct(">B3sIQI4s")
 
 
@@ -44,15 +44,14 @@ class Datagram:
     flags: int
     symbol_length: int
     link_id: int
-    block: int
+    blocks: int
+    repair_symbols: int
+    key_id: int
     epoch: int
     sequence: int
     message: int
     message_length: int
-    index: int
-    source_symbols: int
-    repair_symbols: int
-    reserved: int
+    symbol: int
 
     @classmethod
     def read(cls, raw: bytes) -> Datagram:
@@ -85,8 +84,7 @@ class Announcement:
     fec_source_symbols: int
     fec_repair_symbols: int
     phase: int
-    key_id: int
-    reserved: int
+    reserved: bytes = bytes(12)
 
     @classmethod
     def read(cls, payload: bytes) -> Announcement:
@@ -127,28 +125,27 @@ class Message:
 
 def malformed(d: Datagram, payload: bytes) -> bool:
     """GC-WIRE-7, GC-WIRE-9."""
-    if d.epoch == 0 or d.sequence >= 2**63 or d.reserved:
+    if d.epoch == 0 or d.sequence >= 2**63 or d.key_id:
         return True
     if d.type == DATA:
         return not (
             1 <= d.symbol_length == len(payload)
             and d.message_length >= 33
-            and d.source_symbols >= 1
-            and d.source_symbols + d.repair_symbols <= 256
-            and d.index < d.source_symbols + d.repair_symbols
-            and d.block + d.source_symbols <= d.symbols()
+            and 1 <= d.blocks <= d.symbols()
+            and -(-d.symbols() // d.blocks) + d.repair_symbols <= 255
+            and d.symbol < d.symbols() + d.repair_symbols * d.blocks
             and d.message <= d.sequence
         )
     if len(payload) != 64:
         return True
     a = Announcement.read(payload)
     return (
-        any((d.symbol_length, d.block, d.message, d.message_length, d.index, d.source_symbols, d.repair_symbols))
+        any((d.symbol_length, d.blocks, d.repair_symbols, d.message, d.message_length, d.symbol))
         or a.messages_sent > d.sequence
         or a.previous_epoch >= d.epoch
         or not 1 <= a.heartbeat_interval <= a.interruption_timeout
         or a.phase not in (ANNOUNCING, ACTIVE, CLOSING)
-        or a.reserved != 0
+        or any(a.reserved)
     )
 
 
@@ -182,8 +179,8 @@ class Stored:
 class _Incomplete:
     """Symbols of a message, by their place in it."""
 
-    message_length: int
-    symbol_length: int
+    cut: tuple[int, ...]
+    """What all its symbols say alike: message length, symbol length, blocks, repair symbols."""
     symbols: int
     present: dict[int, bytes] = attrs.field(factory=dict)
 
@@ -192,7 +189,7 @@ class _Incomplete:
         return len(self.present) == self.symbols
 
     def bytes(self) -> bytes:
-        return b"".join(self.present[i] for i in range(self.symbols))[: self.message_length]
+        return b"".join(self.present[i] for i in range(self.symbols))[: self.cut[0]]
 
 
 class ReceiverOracle:
@@ -266,7 +263,7 @@ class ReceiverOracle:
 
     @property
     def held_bytes(self) -> int:
-        return sum(self.charge(m.symbols, m.symbol_length) for m in self.held.values())
+        return sum(self.charge(m.symbols, m.cut[1]) for m in self.held.values())
 
     def next_timer(self) -> tuple[float, str] | None:
         """The next thing that time brings."""
@@ -507,17 +504,14 @@ class ReceiverOracle:
             return "over_limit"
         self._sent_below(d.message)
         message = self.held.get(d.message)
-        if message is not None and (message.message_length, message.symbol_length) != (
-            d.message_length,
-            d.symbol_length,
-        ):
+        cut = (d.message_length, d.symbol_length, d.blocks, d.repair_symbols)
+        if message is not None and message.cut != cut:
             return "inconsistent_message"
         if message is None and d.message >= self.next and self._make_room(d.message, size):
-            message = self.held[d.message] = _Incomplete(d.message_length, d.symbol_length, d.symbols())
-        place = d.block + d.index
-        if message is None or d.index >= d.source_symbols or place in message.present:
+            message = self.held[d.message] = _Incomplete(cut, d.symbols())
+        if message is None or d.symbol >= message.symbols or d.symbol in message.present:
             return "not_needed"
-        message.present[place] = payload
+        message.present[d.symbol] = payload
         self._deliver_ready()
         return None
 
@@ -655,7 +649,7 @@ class SenderOracle:
         self._symbols: list[bytes] = []
         self._chains: OrderedDict[StreamPartition, PlainRun] = OrderedDict()
         """The last run of each stream partition that is remembered, the latest last."""
-        self._block = (0, 0)
+        self._blocks = 0
         self._unsummarised: dict[StreamPartition, int] = {}
         self._last_batch_s: float | None = None
 
@@ -664,7 +658,7 @@ class SenderOracle:
         assert len(raw) <= self.mtu - 28, "GC-WIRE-6"
         d = Datagram.read(raw)
         payload = raw[48:-8]
-        assert (d.magic, d.version, d.flags, d.reserved, d.repair_symbols) == (0x4743, 1, 0, 0, 0), "GC-WIRE-1"
+        assert (d.magic, d.version, d.flags, d.key_id, d.repair_symbols) == (0x4743, 1, 0, 0, 0), "GC-WIRE-1"
         assert (d.link_id, d.epoch) == (self.link_id, self.epoch), "GC-WIRE-1"
         assert xxh3_64_digest(raw[:-8]) == raw[-8:], "GC-WIRE-2"
         assert d.sequence == self.types.total(), "GC-WIRE-5"
@@ -685,7 +679,7 @@ class SenderOracle:
         assert attrs.astuple(said)[4:12] == attrs.astuple(first)[4:12], "GC-WIRE-8"
         assert (said.heartbeat_interval, said.interruption_timeout) == (self.heartbeat_s * 1000, self.timeout_s * 1000)
         assert (said.mtu, said.symbol_length_max) == (self.mtu, self.mtu - 28 - 56)
-        assert (said.security_mode, said.fec_source_symbols, said.fec_repair_symbols, said.key_id) == (0, 0, 0, 0)
+        assert (said.security_mode, said.fec_source_symbols, said.fec_repair_symbols) == (0, 0, 0)
         if kind == SHUTDOWN:
             assert said.phase == CLOSING, "GC-SESS-4"
             assert not self._unsummarised, "GC-DLV-17"
@@ -699,13 +693,11 @@ class SenderOracle:
     def _read_symbol(self, d: Datagram, payload: bytes, now_s: float) -> None:
         assert self.previous_epoch or now_s >= self.began + self.timeout_s, "GC-SESS-3"
         assert d.message == len(self.messages), "GC-DLV-2"
-        assert d.block + d.index == len(self._symbols), "GC-DLV-2"
+        assert d.symbol == len(self._symbols), "GC-DLV-2"
         at_least = -(-d.message_length // (self.mtu - 28 - 56))
         assert d.symbol_length == -(-d.message_length // at_least), "GC-DLV-2"
-        if d.index == 0:
-            self._block = (d.block, d.source_symbols)
-        assert (d.block, d.source_symbols) == self._block, "GC-DLV-2"
-        assert d.index < d.source_symbols, "GC-DLV-2"
+        self._blocks = self._blocks if d.symbol else d.blocks
+        assert d.blocks == self._blocks, "GC-DLV-2"
         self._symbols.append(payload)
         if len(self._symbols) < d.symbols():
             return
