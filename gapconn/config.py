@@ -70,6 +70,11 @@ def option(
     return attrs.field(default=default, validator=validator, metadata=metadata, repr=not secret)
 
 
+def subsection(model: Any, *, help: str) -> Any:  # noqa: A002
+    """A table inside a section, `[section.name]`, all of whose keys have defaults. `model` documents itself."""
+    return attrs.field(factory=model, metadata={"help": help, "allowed": None, "secret": False, "subsection": model})
+
+
 # The docstring of a default's factory is what the reference says about the default.
 
 
@@ -153,6 +158,36 @@ def _holds_two_messages(link: Link, attribute: object, size_bytes: int) -> None:
 def _holds_a_message(link: Link, attribute: object, size_bytes: int) -> None:
     if size_bytes < link.message_bytes_max:
         raise ValueError(f"less than message_bytes_max ({format_bytes(link.message_bytes_max)})")
+
+
+def _goes_with_the_mode(security: Security, attribute: object, key_file: str) -> None:
+    if security.sealed and not key_file:
+        raise ValueError("missing, and sealed datagrams need it")
+    if key_file and not security.sealed:
+        raise ValueError('no use for it while security.mode is "none", and nothing would be sealed')
+
+
+@attrs.frozen(kw_only=True)
+class Security:
+    """`[link.security]`: whether datagrams are encrypted and authenticated. Both ends need the same."""
+
+    mode: Literal["none", "aes-256-gcm"] = option(
+        default="none",
+        help="`none` detects accidents but no forgery, and whoever sees the datagrams can read them; `aes-256-gcm` "
+        "seals each datagram with a key of `key_file`.",
+    )
+    key_file: str = option(
+        default="",
+        help="The secrets of the link, made by `gapconn keygen`, with mode 0600 and the same at both ends. Changes of "
+        "the file are noticed while the ends run.",
+        allowed="a file, where `mode` is not `none`",
+        validator=_goes_with_the_mode,
+    )
+
+    @property
+    def sealed(self) -> bool:
+        """Whether datagrams are sealed."""
+        return self.mode != "none"
 
 
 @attrs.frozen(kw_only=True)
@@ -252,6 +287,8 @@ class Link:
         help="Where an end keeps what must survive a restart. Each link has files of its own in it.",
         allowed="a directory that can be written",
     )
+
+    security: Security = subsection(Security, help="Encryption and authentication.")
 
     @property
     def listen(self) -> Address:

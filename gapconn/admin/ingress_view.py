@@ -10,6 +10,7 @@ from prometheus_client.metrics_core import Metric
 
 from gapconn import __version__
 from gapconn.admin.metrics import counter, counters, gauge
+from gapconn.admin.security import security_metrics, security_status
 from gapconn.protocol.states import SenderState
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class IngressView:
             "uptime_s": round(trio.current_time() - ingress.started_at_s, 3),
             "state": ingress.core.state.value,
             "epoch": ingress.core.settings.epoch,
+            "security": security_status(ingress.pair, ingress.key_watch, key_in_use=ingress.core.key_id),
             "sends_to": str(link.address),
             "rate_bps": link.rate_bps,
             "segmentation_offload": ingress.socket.gso,
@@ -72,6 +74,9 @@ class IngressView:
             "gapconn_session_epoch",
             "Epoch of the session that is sent.",
             ingress.core.settings.epoch,
+        )
+        yield from security_metrics(
+            "The key with which datagrams are sealed; 0 if they are not.", ingress.core.key_id, ingress.key_watch
         )
         yield counter("gapconn_datagrams_sent_total", "Datagrams of all types built for the gap.", counts.datagrams)
         yield counter("gapconn_sent_bytes_total", "UDP payload built for the gap, in bytes.", counts.bytes)

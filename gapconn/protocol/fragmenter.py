@@ -5,10 +5,10 @@ from __future__ import annotations
 import attrs
 import numpy as np
 from numpy.typing import NDArray
-from xxhash import xxh3_64_intdigest
 
-from gapconn.protocol.registry import SYMBOLS_PER_BLOCK_MAX, DatagramType
-from gapconn.protocol.wire import OVERHEAD_BYTES, ROWS_MAX, Burst, Header, Slab, rows_per_burst
+from gapconn.protocol.protection import CHECKSUM, Protector
+from gapconn.protocol.registry import HEADER_BYTES, SYMBOLS_PER_BLOCK_MAX, DatagramType
+from gapconn.protocol.wire import KEY_ID_FIELD, OVERHEAD_BYTES, ROWS_MAX, Burst, Header, Slab, rows_per_burst
 
 _COUNTING = np.arange(ROWS_MAX, dtype=np.uint64)
 
@@ -26,8 +26,17 @@ class Cut:
     """Over which the symbols are spread: as few as can be."""
 
 
-def cut_of(message_bytes: int, symbol_bytes_max: int, rows_max: int = ROWS_MAX) -> Cut:
-    """The cut of a message of that length, into bursts of at most `rows_max` datagrams."""
+def cut_of(
+    message_bytes: int, symbol_bytes_max: int, rows_max: int = ROWS_MAX, overhead_bytes: int = OVERHEAD_BYTES
+) -> Cut:
+    """The cut of a message of that length, into bursts of at most `rows_max` datagrams.
+
+    Args:
+        message_bytes: Its length.
+        symbol_bytes_max: The most that a datagram carries of it.
+        rows_max: Datagrams per burst.
+        overhead_bytes: What a datagram has beside its symbol.
+    """
     at_least = -(-message_bytes // symbol_bytes_max)
     symbol_bytes = -(-message_bytes // at_least)
     symbols = -(-message_bytes // symbol_bytes)
@@ -35,7 +44,7 @@ def cut_of(message_bytes: int, symbol_bytes_max: int, rows_max: int = ROWS_MAX) 
         message_bytes=message_bytes,
         symbol_bytes=symbol_bytes,
         symbols=symbols,
-        rows=min(rows_max, rows_per_burst(symbol_bytes + OVERHEAD_BYTES)),
+        rows=min(rows_max, rows_per_burst(symbol_bytes + overhead_bytes)),
         blocks=-(-symbols // SYMBOLS_PER_BLOCK_MAX),
     )
 
@@ -45,10 +54,14 @@ class Fragmenter:
 
     Args:
         message: The whole message; zeros are appended to fill its last symbol.
+        protector: Finishes the datagrams. Its key may change between two bursts.
     """
 
-    def __init__(self, message: bytearray, *, cut: Cut, link_id: int, epoch: int, number: int) -> None:
+    def __init__(
+        self, message: bytearray, *, cut: Cut, link_id: int, epoch: int, number: int, protector: Protector = CHECKSUM
+    ) -> None:
         self._cut = cut
+        self._protector = protector
         padding = cut.symbols * cut.symbol_bytes - cut.message_bytes
         message += bytes(padding)
         self._symbols: NDArray[np.uint8] = np.frombuffer(message, np.uint8).reshape(cut.symbols, cut.symbol_bytes)
@@ -57,13 +70,14 @@ class Fragmenter:
             link_id=link_id,
             epoch=epoch,
             sequence=0,
+            flags=protector.flags,
             symbol_bytes=cut.symbol_bytes,
             blocks=cut.blocks,
             message=number,
             message_bytes=cut.message_bytes,
         )
         self._header = np.frombuffer(header.pack(), np.uint8).copy()
-        """What all headers have in common, but for sequence and symbol."""
+        """What all headers have in common, but for key, sequence and symbol."""
         self._next = 0
 
     @property
@@ -76,11 +90,13 @@ class Fragmenter:
         cut, first = self._cut, self._next
         count = min(cut.rows, cut.symbols - first)
         self._next = first + count
-        datagram_bytes = cut.symbol_bytes + OVERHEAD_BYTES
-        rows = slab.layout(datagram_bytes, cut.rows)
+        trailer_bytes = self._protector.trailer_bytes
+        datagram_bytes = HEADER_BYTES + cut.symbol_bytes + trailer_bytes
+        rows = slab.layout(datagram_bytes, cut.rows, trailer_bytes=trailer_bytes)
+        self._header[KEY_ID_FIELD] = self._protector.key_id
         rows.header_bytes[:count] = self._header
         rows.sequences[:count] = _COUNTING[:count] + np.uint64(first_sequence)
         rows.symbols[:count] = _COUNTING[:count] + np.uint64(first)
         rows.payloads[:count] = self._symbols[first : first + count]
-        rows.checks[:count] = np.fromiter(map(xxh3_64_intdigest, rows.covered[:count]), np.uint64, count)
+        self._protector.protect(rows, count)
         return Burst(slab, datagram_bytes, count)

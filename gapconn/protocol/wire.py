@@ -50,6 +50,12 @@ ROWS_MAX = 64
 _HEADER = struct.Struct(">HBBHHIHBBQQQII")
 # Where fields that are set or read by the column begin in the header, in bytes.
 SEQUENCE_FIELD = slice(24, 32)
+KEY_ID_FIELD = 15
+NONCE_FIELD = slice(20, 32)
+"""The lower half of the epoch, and the sequence (GC-SEC-1)."""
+KEY_NAME_FIELD = slice(15, 28)
+"""Key id, epoch, and the upper half of the sequence: they name a session key (GC-SEC-2)."""
+UPPER_SEQUENCE_FIELD = slice(24, 28)
 LAST_WORD = slice(40, 48)
 SYMBOL_FIELD = slice(44, 48)
 _ANNOUNCEMENT = struct.Struct(">QQQQIIIHHBBBBIQ")
@@ -243,11 +249,19 @@ def encode_datagram(header: Header, payload: bytes) -> bytes:
 
 
 class Layout:
-    """The views of a slab as rows of one length. Row views are contiguous; column views are strided."""
+    """The views of a slab as rows of one length. Row views are contiguous; column views are strided.
+
+    Args:
+        flat: The bytes, from the first row on.
+        datagram_bytes: Length of a row.
+        rows: How many.
+        trailer_bytes: What stands behind the payload: a check or a tag.
+    """
 
     __slots__ = (
+        "_views",
         "checks",
-        "covered",
+        "datagram_bytes",
         "flat",
         "header_bytes",
         "last_words",
@@ -256,11 +270,17 @@ class Layout:
         "rows",
         "sequences",
         "symbols",
+        "trailer_bytes",
+        "upper_sequences",
         "words",
     )
 
-    def __init__(self, flat: NDArray[np.uint8], datagram_bytes: int, rows: int) -> None:
+    def __init__(
+        self, flat: NDArray[np.uint8], datagram_bytes: int, rows: int, trailer_bytes: int = CHECK_BYTES
+    ) -> None:
         self.rows = rows
+        self.datagram_bytes = datagram_bytes
+        self.trailer_bytes = trailer_bytes
         self.flat = flat[: rows * datagram_bytes].data
         """The rows one behind the other, for the socket."""
         self.matrix = flat[: rows * datagram_bytes].reshape(rows, datagram_bytes)
@@ -268,14 +288,28 @@ class Layout:
         self.words: NDArray[np.uint64] = self.header_bytes.view(np.uint64)
         """The six header words in wire order: good for comparing for equality, not as numbers."""
         self.sequences = self.matrix[:, SEQUENCE_FIELD].view(">u8")[:, 0]
+        self.upper_sequences = self.matrix[:, UPPER_SEQUENCE_FIELD].view(np.uint32)[:, 0]
+        """The upper halves of the sequences, good for comparing for equality."""
         self.last_words = self.matrix[:, LAST_WORD].view(">u8")[:, 0]
         """Message length and symbol as one number, which counts up with the symbol."""
         self.symbols = self.matrix[:, SYMBOL_FIELD].view(">u4")[:, 0]
-        self.payloads = self.matrix[:, HEADER_BYTES : datagram_bytes - CHECK_BYTES]
+        self.payloads = self.matrix[:, HEADER_BYTES : datagram_bytes - trailer_bytes]
         self.checks = self.matrix[:, datagram_bytes - CHECK_BYTES :].view(">u8")[:, 0]
-        view = self.flat
-        self.covered = [view[i * datagram_bytes : (i + 1) * datagram_bytes - CHECK_BYTES] for i in range(rows)]
-        """What each row's check covers. Made once: a fresh slice per datagram costs more than its hash."""
+        self._views: dict[tuple[int, int], list[memoryview]] = {}
+
+    @property
+    def covered(self) -> list[memoryview]:
+        """What each row's check covers."""
+        return self.views(0, self.datagram_bytes - CHECK_BYTES)
+
+    def views(self, start: int, stop: int) -> list[memoryview]:
+        """The bytes `start` to `stop` of each row. Made once: a fresh slice per datagram costs more than its hash."""
+        found = self._views.get((start, stop))
+        if found is None:
+            begins = range(0, self.rows * self.datagram_bytes, self.datagram_bytes)
+            flat = self.flat
+            found = self._views[start, stop] = [flat[i + start : i + stop] for i in begins]
+        return found
 
 
 class Slab:
@@ -290,15 +324,18 @@ class Slab:
         self.flat: NDArray[np.uint8] = np.zeros(size_bytes, np.uint8)
         self._layouts: dict[int, Layout] = {}
 
-    def layout(self, datagram_bytes: int, count: int, offset: int = 0) -> Layout:
-        """The views for at least `count` rows of `datagram_bytes` (at least 56), the first of which is at `offset`."""
+    def layout(self, datagram_bytes: int, count: int, offset: int = 0, *, trailer_bytes: int = CHECK_BYTES) -> Layout:
+        """The views for at least `count` rows of `datagram_bytes`, the first of which is at `offset`.
+
+        A row has at least room for a header and the trailer.
+        """
         if offset:  # the odd end of a burst: rare, and not worth remembering
-            return Layout(self.flat[offset:], datagram_bytes, count)
+            return Layout(self.flat[offset:], datagram_bytes, count, trailer_bytes)
         found = self._layouts.get(datagram_bytes)
-        if found is None or found.rows < count:
+        if found is None or found.rows < count or found.trailer_bytes != trailer_bytes:
             if len(self._layouts) >= self.LAYOUTS_MAX:
                 self._layouts.pop(next(iter(self._layouts)))
-            found = self._layouts[datagram_bytes] = Layout(self.flat, datagram_bytes, count)
+            found = self._layouts[datagram_bytes] = Layout(self.flat, datagram_bytes, count, trailer_bytes)
         return found
 
 

@@ -85,6 +85,7 @@ FAULTS: dict[DropReason, dict[str, int]] = {
     DropReason.INCONSISTENT_MESSAGE: {"message_bytes": 70},
     DropReason.NOT_NEEDED: {"symbol": 0},
 }
+"""Those that a datagram of a link that is not sealed can have."""
 EXCLUSIVE = [
     {DropReason.STALE_SESSION, DropReason.CONFLICT},
     {DropReason.UNCONFIRMED_JUMP, DropReason.TOO_LATE, DropReason.DUPLICATE},
@@ -96,7 +97,7 @@ EXCLUSIVE = [
     "faults",
     [
         pair
-        for pair in itertools.combinations_with_replacement(DropReason, 2)
+        for pair in itertools.combinations_with_replacement(FAULTS, 2)
         if pair[0] == pair[1] or not any(set(pair) <= group for group in EXCLUSIVE)
     ],
     ids=lambda pair: " ".join(reason.name.lower() for reason in dict.fromkeys(pair)),

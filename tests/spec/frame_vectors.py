@@ -126,7 +126,7 @@ def _dropped_at_once() -> dict[str, tuple[DropReason, bytes]]:
         "sealed": (why.WRONG_SECURITY_MODE, with_header(beat, flags=Flag.SEALED)),
         "sealed, with a tag in place of the check": (
             why.WRONG_SECURITY_MODE,
-            with_header(data, flags=Flag.SEALED | Flag.KEY_PHASE)[:-8] + bytes(range(16)),
+            with_header(data, flags=Flag.SEALED, key_id=1)[:-8] + bytes(range(16)),
         ),
         "a flipped bit in the check": (why.BAD_CHECK, _flipped(beat, len(beat) - 1)),
         "a flipped bit in the payload": (why.BAD_CHECK, _flipped(data, 60)),
@@ -140,7 +140,7 @@ def _dropped_at_once() -> dict[str, tuple[DropReason, bytes]]:
         "type 0": (why.UNKNOWN_TYPE, with_header(beat, type=0)),
         "type 5": (why.UNKNOWN_TYPE, with_header(data, type=5)),
         "an undefined flag": (why.UNKNOWN_TYPE, with_header(beat, flags=0x8000)),
-        "a key phase without a seal": (why.UNKNOWN_TYPE, with_header(data, flags=Flag.KEY_PHASE)),
+        "a second undefined flag": (why.UNKNOWN_TYPE, with_header(data, flags=2)),
         "an unknown type and fields that contradict each other": (
             why.UNKNOWN_TYPE,
             with_header(data, type=5, symbol=9),

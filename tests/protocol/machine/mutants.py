@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
 from gapconn.errors import LocalProtocolError
-from gapconn.protocol import envelope, fragmenter, positions, reassembler, sender, sequence, states
+from gapconn.protocol import envelope, fragmenter, positions, protection, reassembler, sender, sequence, states
 from gapconn.protocol.envelope import Message, Run
 from gapconn.protocol.events import ConflictDetected
 from gapconn.protocol.follower import Follower
@@ -117,11 +117,10 @@ def the_check_of_datagrams_is_skipped(patch: Patch) -> None:
 
 
 def every_damaged_datagram_is_bad_check(patch: Patch) -> None:
-    def simple(self: LinkReceiver, matrix: NDArray[np.uint8]) -> None:
-        if len(matrix):
-            self._drop(DropReason.BAD_CHECK, len(matrix))
+    def simple(matrix: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.full(len(matrix), DropReason.BAD_CHECK, np.uint8)
 
-    patch.setattr(LinkReceiver, "_drop_damaged", simple)
+    patch.setattr(protection, "_reasons_of_damaged", simple)
 
 
 def unknown_flags_are_ignored(patch: Patch) -> None:
@@ -301,8 +300,8 @@ def the_link_is_not_restored_by_another_session(patch: Patch) -> None:
 def symbols_have_the_greatest_length(patch: Patch) -> None:
     cut_of = fragmenter.cut_of
 
-    def unequal(message_bytes: int, symbol_bytes_max: int, rows_max: int) -> Cut:
-        cut = cut_of(message_bytes, symbol_bytes_max, rows_max)
+    def unequal(message_bytes: int, symbol_bytes_max: int, rows_max: int, overhead_bytes: int) -> Cut:
+        cut = cut_of(message_bytes, symbol_bytes_max, rows_max, overhead_bytes)
         symbol_bytes = min(symbol_bytes_max, message_bytes)
         return attrs.evolve(cut, symbol_bytes=symbol_bytes, symbols=-(-message_bytes // symbol_bytes))
 

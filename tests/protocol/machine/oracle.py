@@ -19,6 +19,8 @@ import attrs
 import msgspec
 from xxhash import xxh3_64_digest
 
+from tests.protocol.sealing import unseal
+
 Event: TypeAlias = tuple[Any, ...]
 """Its kind and what it says, for example `("lost", epoch, first, last, cause)`."""
 StreamPartition: TypeAlias = tuple[str, int]
@@ -125,7 +127,7 @@ class Message:
 
 def malformed(d: Datagram, payload: bytes) -> bool:
     """GC-WIRE-7, GC-WIRE-9."""
-    if d.epoch == 0 or d.sequence >= 2**63 or d.key_id:
+    if d.epoch == 0 or d.sequence >= 2**63 or (d.key_id and not d.flags & 1):
         return True
     if d.type == DATA:
         return not (
@@ -162,6 +164,7 @@ class EgressLimits:
     jump_unconfirmed_max: int
     messages_held_max: int
     positions_tracked_max: int
+    sealed: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -224,6 +227,9 @@ class ReceiverOracle:
         self.conflict_raised: tuple[int, float] = (0, 0.0)
         """For which session, when."""
         self.foreign_raised: float | None = None
+        # What cannot be verified (spec/security.md).
+        self.secrets: Mapping[int, bytes] = {}
+        self.unverified_heard: float | None = None
         # The session (spec/delivery.md).
         self.in_session = False
         self.session = 0
@@ -272,6 +278,8 @@ class ReceiverOracle:
             timers.append((self.rival[1] + self.timeout, "rival"))
         if self.state in ("waiting", "following"):
             timers.append((self.last_heard + self.timeout, "silence"))
+        if self.unverified_heard is not None:
+            timers.append((self.unverified_heard + self.timeout, "unverified"))
         if self.next in self.late_since:
             timers.append((self.late_since[self.next] + self.limits.reorder_timeout_s, "reorder"))
         return min(timers, default=None)
@@ -287,6 +295,8 @@ class ReceiverOracle:
                 self._tell("interrupted", self.followed)
             elif timer[1] == "rival":
                 self._forget_rival()
+            elif timer[1] == "unverified":
+                self._clear_unverified()
             else:
                 self._give_up_next("gap")
                 self._deliver_ready()
@@ -313,15 +323,25 @@ class ReceiverOracle:
         self._account_announced()
 
     def _receive(self, raw: bytes) -> str | None:
-        if len(raw) < 56:
+        if len(raw) < (64 if self.limits.sealed else 56):
             return "too_short"
         d = Datagram.read(raw)
-        payload = raw[48:-8]
-        refusal = self._not_of_this_link(d, raw) or self._not_understood(d, payload)
+        if self.limits.sealed:
+            refusal = self._not_verified(d, raw)
+            payload = unseal(raw, self.secrets) or b"" if refusal is None else b""
+        else:
+            refusal = self._not_of_this_link(d, raw)
+            payload = raw[48:-8]
+        refusal = refusal or self._not_understood(d, payload)
         if refusal is not None:
             return refusal
         said = None if d.type == DATA else Announcement.read(payload)
-        refusal = self._who_has_the_link(d, said) or self._sequence(d.sequence)
+        # What the followed session sent before is no sign that it lives (GC-SESS-16).
+        own = self.in_session and d.epoch == self.followed
+        refusal = self._sequence(d.sequence) if own else None
+        refusal = refusal or self._who_has_the_link(d, said)
+        if not own:
+            refusal = refusal or self._sequence(d.sequence)
         if refusal is not None:
             return refusal
         if said is None:
@@ -330,7 +350,7 @@ class ReceiverOracle:
         return None
 
     def _not_understood(self, d: Datagram, payload: bytes) -> str | None:
-        if d.type not in (STARTUP, DATA, HEARTBEAT, SHUTDOWN) or d.flags:
+        if d.type not in (STARTUP, DATA, HEARTBEAT, SHUTDOWN) or d.flags != int(self.limits.sealed):
             return "unknown_type"
         return "malformed" if malformed(d, payload) else None
 
@@ -343,12 +363,45 @@ class ReceiverOracle:
             return "wrong_security_mode"
         if xxh3_64_digest(raw[:-8]) != raw[-8:]:
             return "bad_check"
-        if d.link_id != self.limits.link_id:
-            if self.foreign_raised is None or self.now >= self.foreign_raised + self.timeout:
-                self.foreign_raised = self.now
-                self._tell("foreign", d.link_id)
+        return self._foreign(d)
+
+    def _foreign(self, d: Datagram) -> str | None:
+        if d.link_id == self.limits.link_id:
+            return None
+        if self.foreign_raised is None or self.now >= self.foreign_raised + self.timeout:
+            self.foreign_raised = self.now
+            self._tell("foreign", d.link_id)
+        return "foreign_link"
+
+    def _not_verified(self, d: Datagram, raw: bytes) -> str | None:
+        """GC-SEC-3."""
+        if d.magic != 0x4743:
+            return "bad_magic"
+        if d.version != 1:
+            return "unsupported_version"
+        if self._foreign(d):
             return "foreign_link"
-        return None
+        reason = None
+        if not d.flags & 1:
+            reason = "wrong_security_mode"
+        elif d.key_id not in self.secrets:
+            reason = "unknown_key"
+        elif unseal(raw, self.secrets) is None:
+            reason = "bad_check"
+        return self._unverified(d, reason) if reason else None
+
+    def _unverified(self, d: Datagram, reason: str) -> str:
+        """GC-SEC-8."""
+        if self.state != "following":
+            if self.unverified_heard is None:
+                self._tell("unverified", reason, d.key_id)
+            self.unverified_heard = self.now
+        return reason
+
+    def _clear_unverified(self) -> None:
+        if self.unverified_heard is not None:
+            self._tell("unverified cleared")
+        self.unverified_heard = None
 
     # -- session.md -------------------------------------------------------------------------------------------
 
@@ -370,6 +423,7 @@ class ReceiverOracle:
         else:
             self._restored()
         self.last_heard = self.now
+        self._clear_unverified()
         if self.state != "closed":
             self.state = "following"
         if d.type == SHUTDOWN:
@@ -616,6 +670,7 @@ class SenderOracle:
         timeout_s: The interruption timeout.
         now_s: When the session begins.
         positions_tracked_max: Of the registry, as it is in the test.
+        sealed: Whether the link is sealed. The datagrams that are read are not: whoever shows them has opened them.
     """
 
     def __init__(
@@ -629,8 +684,11 @@ class SenderOracle:
         timeout_s: float,
         now_s: float,
         positions_tracked_max: int,
+        sealed: bool = False,
     ) -> None:
         self.link_id = link_id
+        self.sealed = sealed
+        self.overhead = 64 if sealed else 56
         self.positions_tracked_max = positions_tracked_max
         self.epoch = epoch
         self.previous_epoch = previous_epoch
@@ -655,7 +713,7 @@ class SenderOracle:
 
     def read(self, raw: bytes, now_s: float) -> None:
         """Check the next datagram."""
-        assert len(raw) <= self.mtu - 28, "GC-WIRE-6"
+        assert len(raw) - 56 + self.overhead <= self.mtu - 28, "GC-WIRE-6"
         d = Datagram.read(raw)
         payload = raw[48:-8]
         assert (d.magic, d.version, d.flags, d.key_id, d.repair_symbols) == (0x4743, 1, 0, 0, 0), "GC-WIRE-1"
@@ -678,8 +736,8 @@ class SenderOracle:
         assert (said.messages_sent, said.records_sent) == (len(self.messages), self.records)
         assert attrs.astuple(said)[4:12] == attrs.astuple(first)[4:12], "GC-WIRE-8"
         assert (said.heartbeat_interval, said.interruption_timeout) == (self.heartbeat_s * 1000, self.timeout_s * 1000)
-        assert (said.mtu, said.symbol_length_max) == (self.mtu, self.mtu - 28 - 56)
-        assert (said.security_mode, said.fec_source_symbols, said.fec_repair_symbols) == (0, 0, 0)
+        assert (said.mtu, said.symbol_length_max) == (self.mtu, self.mtu - 28 - self.overhead)
+        assert (said.security_mode, said.fec_source_symbols, said.fec_repair_symbols) == (int(self.sealed), 0, 0)
         if kind == SHUTDOWN:
             assert said.phase == CLOSING, "GC-SESS-4"
             assert not self._unsummarised, "GC-DLV-17"
@@ -694,7 +752,7 @@ class SenderOracle:
         assert self.previous_epoch or now_s >= self.began + self.timeout_s, "GC-SESS-3"
         assert d.message == len(self.messages), "GC-DLV-2"
         assert d.symbol == len(self._symbols), "GC-DLV-2"
-        at_least = -(-d.message_length // (self.mtu - 28 - 56))
+        at_least = -(-d.message_length // (self.mtu - 28 - self.overhead))
         assert d.symbol_length == -(-d.message_length // at_least), "GC-DLV-2"
         self._blocks = self._blocks if d.symbol else d.blocks
         assert d.blocks == self._blocks, "GC-DLV-2"
