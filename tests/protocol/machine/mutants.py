@@ -48,7 +48,9 @@ Mutant: TypeAlias = Callable[[Patch], None]
 
 def a_message_without_its_last_symbol_is_complete(patch: Patch) -> None:
     def complete(self: Any) -> bool:
-        return bool(self.arrived >= max(1, len(self.symbols) - 1))
+        if self._patchwork is not None:
+            return bool(self._patchwork.needs.sum() <= 1)
+        return bool(self._in_front >= max(1, len(self.symbols) - 1))
 
     patch.setattr(reassembler._Partial, "complete", property(complete))
 
@@ -328,7 +330,7 @@ def a_symbol_that_contradicts_is_taken(patch: Patch) -> None:
     def lax(self: Reassembler, header: Header, payloads: NDArray[np.uint8], now_s: float) -> Any:
         held = self._held.get(header.message)
         if held is not None and held.cut[1:] == (header.symbol_bytes, header.blocks, header.repair_symbols):
-            header = attrs.evolve(header, message_bytes=held.message_bytes)
+            header = attrs.evolve(header, message_bytes=held.cut[0])
         return add(self, header, payloads, now_s)
 
     patch.setattr(Reassembler, "add", lax)
