@@ -27,7 +27,7 @@ from gapconn.sinks import SINKS, Sink
 from gapconn.sources import SOURCES, Source
 from gapconn.structuring import Given, structure, unstructure
 from gapconn.tables import Problems, Tables, read_tables
-from gapconn.units import Address, BitsPerSecond, Bytes, Seconds, format_bytes, format_seconds
+from gapconn.units import Address, BitsPerSecond, Bytes, Percent, Seconds, format_bytes, format_seconds
 from gapconn.wording import suggestion
 
 SourceClass: TypeAlias = type[Source]
@@ -191,6 +191,24 @@ class Security:
 
 
 @attrs.frozen(kw_only=True)
+class Fec:
+    """`[link.fec]`: forward error correction. Only the ingress needs it: the egress learns it from the datagrams."""
+
+    repair: Percent = option(
+        default=Percent(5.0),
+        help="Repair symbols that are sent behind each message, as a share of it, but at least one. So many datagrams "
+        "of a message may be lost and are rebuilt. They count against `rate`.",
+        allowed='0 to "100%"; 0 turns it off',
+        validator=le(100),
+    )
+
+    @property
+    def repair_share(self) -> int:
+        """In hundredths of a percent."""
+        return round(self.repair * 100)
+
+
+@attrs.frozen(kw_only=True)
 class Link:
     """`[link]`: the way through the gap. Both ends must read the same values."""
 
@@ -288,6 +306,7 @@ class Link:
         allowed="a directory that can be written",
     )
 
+    fec: Fec = subsection(Fec, help="Forward error correction.")
     security: Security = subsection(Security, help="Encryption and authentication.")
 
     @property

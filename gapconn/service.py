@@ -19,6 +19,7 @@ from gapconn.admin.view import AdminView
 from gapconn.config import Pair
 from gapconn.egress import Egress
 from gapconn.errors import ConfigError, LinkError
+from gapconn.fec.choice import choose_codec
 from gapconn.ingress import Ingress, burst_datagrams_at
 from gapconn.key_watch import KeyWatch
 from gapconn.link.udp import UdpReceiver, UdpSender, ip_header_bytes, resolve
@@ -26,7 +27,7 @@ from gapconn.protocol.receiver import LinkReceiver, ReceiverSettings
 from gapconn.protocol.security import Keys
 from gapconn.protocol.sender import LinkSender, SenderSettings
 from gapconn.store.state import EgressState, IngressState
-from gapconn.units import format_bytes, format_rate
+from gapconn.units import format_bytes, format_percent, format_rate
 
 
 class End(Protocol):
@@ -78,9 +79,11 @@ async def serve_ingress(pair: Pair) -> None:
                 mtu_bytes=pair.link.mtu_bytes,
                 ip_header_bytes=header_bytes,
                 message_bytes_max=pair.link.message_bytes_max,
+                repair_share=pair.link.fec.repair_share,
                 burst_datagrams_max=burst_datagrams_at(pair.link),
                 keys=key_watch.keys if key_watch else None,
-            )
+            ),
+            choose_codec(log),
         )
         udp = UdpSender(family, target, log=log.bind(task="sender"))
         try:
@@ -92,6 +95,8 @@ async def serve_ingress(pair: Pair) -> None:
                 rate=format_rate(pair.link.rate_bps),
                 mtu_bytes=pair.link.mtu_bytes,
                 segmentation_offload=udp.gso,
+                repair=format_percent(pair.link.fec.repair),
+                fec_backend=core.codec.name,
                 security=pair.link.security.mode,
                 keys=key_watch.overview() if key_watch else None,
                 key_in_use=core.key_id or None,
@@ -134,6 +139,7 @@ async def serve_egress(pair: Pair) -> None:
                 ),
                 now_s=trio.current_time(),
                 resume=resume,
+                codec=choose_codec(log),
             )
             log.info(
                 "egress_started",
@@ -141,6 +147,7 @@ async def serve_egress(pair: Pair) -> None:
                 link_id=pair.link.id,
                 receive_buffer=format_bytes(udp.buffer_bytes),
                 receive_offload=udp.gro,
+                fec_backend=core.codec.name,
                 security=pair.link.security.mode,
                 keys=key_watch.overview() if key_watch else None,
                 resumes_epoch=resume.epoch if resume else None,

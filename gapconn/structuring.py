@@ -21,9 +21,11 @@ from gapconn.units import (
     Address,
     BitsPerSecond,
     Bytes,
+    Percent,
     Seconds,
     parse_address,
     parse_bytes,
+    parse_percent,
     parse_rate,
     parse_seconds,
 )
@@ -298,6 +300,7 @@ def _make_converter() -> Converter:
         (Seconds, _quantity(parse_seconds)),
         (Bytes, _quantity(parse_bytes)),
         (BitsPerSecond, _quantity(parse_rate)),
+        (Percent, _quantity(parse_percent)),
         (Address, _quantity(parse_address)),
     ):
         converter.register_structure_hook(scalar, hook)

@@ -27,6 +27,7 @@ from gapconn.protocol.events import (
     UnverifiedCleared,
     UnverifiedDetected,
 )
+from gapconn.protocol.fec import Codec, NumpyCodec
 from gapconn.protocol.follower import Follower
 from gapconn.protocol.positions import DeliveredPositions, Standing, StreamPartition
 from gapconn.protocol.protection import CHECKSUM, VERIFIED, Verifier
@@ -91,6 +92,9 @@ class ReceiverCounters:
     messages: int = 0
     records: int = 0
     message_bytes: int = 0
+    messages_rebuilt: int = 0
+    """Of the messages, those of which symbols were lost and rebuilt."""
+    symbols_rebuilt: int = 0
     messages_lost: Counter[LossCause] = attrs.field(factory=Counter)
     records_lost: int = 0
     records_missing_ranges: int = 0
@@ -117,11 +121,20 @@ class LinkReceiver:
         settings: What the egress is configured to accept.
         now_s: The time.
         resume: The stored state of an earlier life, if there is one.
+        codec: Rebuilds lost symbols.
     """
 
-    def __init__(self, settings: ReceiverSettings, *, now_s: float, resume: Progress | None = None) -> None:
+    def __init__(
+        self,
+        settings: ReceiverSettings,
+        *,
+        now_s: float,
+        resume: Progress | None = None,
+        codec: Codec | None = None,
+    ) -> None:
         self.settings = settings
         self.counters = ReceiverCounters()
+        self.codec = codec or NumpyCodec()
         self.announcement: Announcement | None = None
         """What the followed session said last of itself."""
         self._now_s = now_s
@@ -552,6 +565,9 @@ class LinkReceiver:
         self.counters.messages += 1
         self.counters.records += message.record_count
         self.counters.message_bytes += len(message.body)
+        if item.rebuilt:
+            self.counters.messages_rebuilt += 1
+            self.counters.symbols_rebuilt += item.rebuilt
         self._events.append(
             MessageDelivered(
                 epoch=self._session_epoch,
@@ -584,6 +600,7 @@ class LinkReceiver:
             bytes_max=self.settings.reassembly_bytes_max,
             message_bytes_max=self.settings.message_bytes_max,
             reorder_timeout_s=self.settings.reorder_timeout_s,
+            codec=self.codec,
         )
 
 

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
+from gapconn.protocol.buffers import page_aligned
 from gapconn.protocol.protection import VERIFIED
 from gapconn.protocol.registry import (
     HEADER_BYTES,
@@ -67,7 +68,7 @@ class _ClearText:
     """A buffer for payloads in the clear, with its views kept per length."""
 
     def __init__(self) -> None:
-        self._flat: NDArray[np.uint8] = np.empty(0, np.uint8)
+        self._flat = page_aligned(0)
         self._views: dict[int, tuple[NDArray[np.uint8], list[memoryview]]] = {}
 
     def of(self, rows: Layout) -> tuple[NDArray[np.uint8], list[memoryview]]:
@@ -77,7 +78,7 @@ class _ClearText:
         if found is None or len(found[0]) < rows.rows:
             size = rows.rows * length
             if len(self._flat) < size or len(self._views) >= _LENGTHS_MAX:
-                self._flat = np.empty(max(size, len(self._flat)), np.uint8)
+                self._flat = page_aligned(max(size, len(self._flat)))
                 self._views.clear()
             flat = self._flat[:size]
             views = [flat.data[i * length : (i + 1) * length] for i in range(rows.rows)]

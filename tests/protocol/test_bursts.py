@@ -22,7 +22,7 @@ TOP_64 = 2**64 - 1
 @st.composite
 def stretches(draw: st.DrawFn) -> list[list[bytes]]:
     """Stretches of datagrams that follow each other, of several sessions, most of equal length; some in a bad state."""
-    own = Session()
+    own = Session(block_symbols=draw(st.sampled_from([4, 4, 2])), repair_symbols=draw(st.sampled_from([0, 0, 1, 3])))
     others = [Session(epoch=EPOCH - 1), Session(epoch=EPOCH + 5), Session(epoch=EPOCH + 1, previous_epoch=EPOCH)]
     foreign = Session(link_id=LINK_ID + 1)
     made: list[list[bytes]] = [[own.startup()]]

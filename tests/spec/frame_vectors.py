@@ -96,12 +96,14 @@ def _announcements() -> dict[str, bytes]:
 
 
 def _data() -> dict[str, bytes]:
+    repaired = Session(epoch=20, symbol_bytes=40, block_symbols=2, repair_symbols=1).message(bytes(range(160)))
     five = Session(epoch=20, symbol_bytes=40, block_symbols=2, sequence=7).message(bytes(range(160)))
     return {
         "data: a message of one symbol": Session(epoch=20, symbol_bytes=200).message(b"one")[0],
         "data: the shortest message": Session(epoch=20).symbols(message_of(b"", record_count=0))[0],
         **{f"data: symbol {i} of {len(five)}, in blocks of 2": datagram for i, datagram in enumerate(five)},
         "data: a source symbol of a message with repair symbols": with_header(five[0], repair_symbols=253),
+        **{f"data: repair symbol {i - 5} of 3 blocks": repaired[i] for i in (5, 7)},
         "data: as many blocks as symbols": with_header(five[0], blocks=len(five)),
         "data: a message of positions": Session(epoch=20, symbol_bytes=200).positions(Run("a", 0, 41, 41, 41, 0))[0],
         "data: largest epoch, sequence and message": with_header(five[0], epoch=TOP_64, sequence=TOP, message=TOP),
@@ -149,7 +151,6 @@ def _dropped_at_once() -> dict[str, tuple[DropReason, bytes]]:
             why.OVER_LIMIT,
             with_header(data, message_bytes=MESSAGE_BYTES_MAX + 1, blocks=7),
         ),
-        "a repair symbol, where they are not decoded": (why.NOT_NEEDED, with_header(data, symbol=2, repair_symbols=2)),
     }
 
 
@@ -216,6 +217,7 @@ def _bad_announcements() -> dict[str, bytes]:
 def _dropped_after_others() -> list[tuple[str, DropReason, bytes, list[bytes]]]:
     """Reasons that depend on what was heard before."""
     why = DropReason
+    repaired = Session(epoch=20, symbol_bytes=40, repair_symbols=2).message(bytes(9))
     session = Session(epoch=20, symbol_bytes=40)
     startup = session.startup()
     first, second = session.message(bytes(9))
@@ -244,6 +246,14 @@ def _dropped_after_others() -> list[tuple[str, DropReason, bytes, list[bytes]]]:
         ("other blocks of a message", why.INCONSISTENT_MESSAGE, with_header(second, blocks=2), [startup, first]),
         ("another cut of a message", why.INCONSISTENT_MESSAGE, shorter, [startup, first]),
         ("a symbol again, at another sequence", why.NOT_NEEDED, copy, [startup, first]),
+        (
+            "other repair symbols of a message",
+            why.INCONSISTENT_MESSAGE,
+            with_header(repaired[1], sequence=9),
+            [startup, first],
+        ),
+        ("a repair symbol of a delivered message", why.NOT_NEEDED, repaired[2], repaired[:2]),
+        ("a source symbol of a message that was rebuilt", why.NOT_NEEDED, repaired[1], [repaired[0], repaired[2]]),
         ("a symbol of a delivered message", why.NOT_NEEDED, copy, [startup, first, second]),
         (
             "a symbol of a message from before the egress joined",

@@ -124,15 +124,36 @@ class Cuts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cuts: list[CutOfMessage]
 
 
-FILES: dict[str, type[Frames | Messages | Cuts | Security]] = {
+class Code(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The symbols of a message, and losses that can be made good."""
+
+    name: str
+    blocks: int
+    repair_symbols: int
+    """Of each block."""
+    source_hex: list[str]
+    repair_hex: list[str]
+    """In the order of their numbers."""
+    lost: list[int]
+    """Numbers of symbols, source and repair, without which the source symbols are rebuilt."""
+
+
+class Codes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """fec.json."""
+
+    codes: list[Code]
+
+
+FILES: dict[str, type[Frames | Messages | Cuts | Codes | Security]] = {
     "frames": Frames,
     "messages": Messages,
     "cuts": Cuts,
+    "fec": Codes,
     "security": Security,
 }
 """What is in each `NAME.json`; `NAME.schema.json` says the same as a JSON schema."""
 
-T = TypeVar("T", Frames, Messages, Cuts, Security)
+T = TypeVar("T", Frames, Messages, Cuts, Codes, Security)
 
 
 def read(kind: type[T], name: str) -> T:

@@ -5,7 +5,8 @@ have happened. It keeps everything that it ever heard in plain lists and diction
 time, so that it shares no short cut with the core: no windows, bursts, heaps, grids or ranges. `SenderOracle` reads
 what a `LinkSender` sends and fails where that is not as specified.
 
-Nothing of `gapconn.protocol` is imported here. Names are those of `spec/registry.toml`.
+Nothing of `gapconn.protocol` is imported here; the code of fec.md is in `tests.protocol.galois`. Names are those of
+`spec/registry.toml`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import attrs
 import msgspec
 from xxhash import xxh3_64_digest
 
+from tests.protocol import galois
 from tests.protocol.sealing import unseal
 
 Event: TypeAlias = tuple[Any, ...]
@@ -185,14 +187,37 @@ class _Incomplete:
     cut: tuple[int, ...]
     """What all its symbols say alike: message length, symbol length, blocks, repair symbols."""
     symbols: int
+    """Source symbols."""
     present: dict[int, bytes] = attrs.field(factory=dict)
+    of_block: Counter[int] = attrs.field(factory=Counter)
+    """How many symbols of each block are present."""
+
+    def add(self, number: int, symbol: bytes) -> None:
+        self.present[number] = symbol
+        self.of_block[(number if number < self.symbols else number - self.symbols) % self.cut[2]] += 1
 
     @property
     def complete(self) -> bool:
-        return len(self.present) == self.symbols
+        """GC-FEC-3: each block has as many symbols as source symbols."""
+        _, _, blocks, _ = self.cut
+        return all(self.of_block[b] >= -(-(self.symbols - b) // blocks) for b in range(blocks))
+
+    @property
+    def missing(self) -> int:
+        """Source symbols that have to be rebuilt."""
+        return sum(number not in self.present for number in range(self.symbols))
 
     def bytes(self) -> bytes:
-        return b"".join(self.present[i] for i in range(self.symbols))[: self.cut[0]]
+        """The message. Of repair symbols that are not all needed, those with the lowest numbers are used: where none
+        is wrong, that makes no difference."""
+        length, _, blocks, repair_symbols = self.cut
+        symbols: list[bytes] = [b""] * self.symbols
+        for b in range(blocks):
+            block = [self.present.get(number) for number in range(b, self.symbols, blocks)]
+            repair = {r: self.present.get(self.symbols + r * blocks + b) for r in range(repair_symbols)}
+            there = [(r, symbol) for r, symbol in repair.items() if symbol is not None]
+            symbols[b::blocks] = galois.rebuilt_block(block, dict(there[: block.count(None)]))
+        return b"".join(symbols)[:length]
 
 
 class ReceiverOracle:
@@ -200,14 +225,19 @@ class ReceiverOracle:
 
     Args:
         limits: What the egress is configured to do.
-        charge: What a message of so many symbols of so many bytes takes of `reassembly_bytes_max`. How memory is
+        charge: What a message with such a cut (see `_Incomplete`) takes of `reassembly_bytes_max`. How memory is
             counted is the implementation's affair, so the oracle is told.
         now_s: The time.
         stored: The stored state of an earlier life.
     """
 
     def __init__(
-        self, limits: EgressLimits, charge: Callable[[int, int], int], *, now_s: float, stored: Stored | None = None
+        self,
+        limits: EgressLimits,
+        charge: Callable[[tuple[int, ...]], int],
+        *,
+        now_s: float,
+        stored: Stored | None = None,
     ) -> None:
         self.limits = limits
         self.charge = charge
@@ -216,6 +246,8 @@ class ReceiverOracle:
         self.events: list[Event] = []
         self.dropped: Counter[str] = Counter()
         self.used = 0
+        self.messages_rebuilt = 0
+        self.symbols_rebuilt = 0
         # Who has the link (spec/session.md).
         self.followed = stored.epoch if stored else 0
         self.state = "waiting"
@@ -269,7 +301,7 @@ class ReceiverOracle:
 
     @property
     def held_bytes(self) -> int:
-        return sum(self.charge(m.symbols, m.cut[1]) for m in self.held.values())
+        return sum(self.charge(m.cut) for m in self.held.values())
 
     def next_timer(self) -> tuple[float, str] | None:
         """The next thing that time brings."""
@@ -552,20 +584,20 @@ class ReceiverOracle:
             self._tell("ended", d.epoch, said.messages_sent, said.records_sent)
 
     def _symbol(self, d: Datagram, payload: bytes) -> str | None:
-        size = self.charge(d.symbols(), d.symbol_length)
+        cut = (d.message_length, d.symbol_length, d.blocks, d.repair_symbols)
+        size = self.charge(cut)
         if d.message_length > self.limits.message_bytes_max or size > self.limits.reassembly_bytes_max:
             self._sent_below(d.message + 1)  # this one is missing for good
             return "over_limit"
         self._sent_below(d.message)
         message = self.held.get(d.message)
-        cut = (d.message_length, d.symbol_length, d.blocks, d.repair_symbols)
         if message is not None and message.cut != cut:
             return "inconsistent_message"
         if message is None and d.message >= self.next and self._make_room(d.message, size):
             message = self.held[d.message] = _Incomplete(cut, d.symbols())
-        if message is None or d.symbol >= message.symbols or d.symbol in message.present:
+        if message is None or message.complete or d.symbol in message.present:
             return "not_needed"
-        message.present[d.symbol] = payload
+        message.add(d.symbol, payload)
         self._deliver_ready()
         return None
 
@@ -599,10 +631,13 @@ class ReceiverOracle:
     def _deliver_ready(self) -> None:
         while self.next in self.held and self.held[self.next].complete:
             number, self.next = self.next, self.next + 1
-            message = Message.open(self.held.pop(number).bytes())
+            symbols = self.held.pop(number)
+            message = Message.open(symbols.bytes())
             if message is None:
                 self._tell("lost", self.session, number, number, "damaged")
                 continue
+            self.messages_rebuilt += symbols.missing > 0
+            self.symbols_rebuilt += symbols.missing
             self._account_records(message.first_record)
             self.records_seen = message.first_record + message.record_count
             self._tell(
@@ -666,6 +701,7 @@ class SenderOracle:
         epoch: Of the session.
         previous_epoch: From the stored state; 0 without.
         mtu: As configured; IPv4.
+        repair_share: As configured, in hundredths of a percent.
         heartbeat_s: The heartbeat interval.
         timeout_s: The interruption timeout.
         now_s: When the session begins.
@@ -680,6 +716,7 @@ class SenderOracle:
         epoch: int,
         previous_epoch: int,
         mtu: int,
+        repair_share: int,
         heartbeat_s: float,
         timeout_s: float,
         now_s: float,
@@ -693,6 +730,7 @@ class SenderOracle:
         self.epoch = epoch
         self.previous_epoch = previous_epoch
         self.mtu = mtu
+        self.repair_share = repair_share
         self.heartbeat_s = heartbeat_s
         self.timeout_s = timeout_s
         self.began = now_s
@@ -705,9 +743,11 @@ class SenderOracle:
         """When it last said anything of itself."""
         self._first_said: Announcement | None = None
         self._symbols: list[bytes] = []
+        self._unfinished: list[Message] = []
+        """The message whose repair symbols are still to come; it may have arrived already."""
         self._chains: OrderedDict[StreamPartition, PlainRun] = OrderedDict()
         """The last run of each stream partition that is remembered, the latest last."""
-        self._blocks = 0
+        self._cut = (0, 0, 0)
         self._unsummarised: dict[StreamPartition, int] = {}
         self._last_batch_s: float | None = None
 
@@ -716,7 +756,7 @@ class SenderOracle:
         assert len(raw) - 56 + self.overhead <= self.mtu - 28, "GC-WIRE-6"
         d = Datagram.read(raw)
         payload = raw[48:-8]
-        assert (d.magic, d.version, d.flags, d.key_id, d.repair_symbols) == (0x4743, 1, 0, 0, 0), "GC-WIRE-1"
+        assert (d.magic, d.version, d.flags, d.key_id) == (0x4743, 1, 0, 0), "GC-WIRE-1"
         assert (d.link_id, d.epoch) == (self.link_id, self.epoch), "GC-WIRE-1"
         assert xxh3_64_digest(raw[:-8]) == raw[-8:], "GC-WIRE-2"
         assert d.sequence == self.types.total(), "GC-WIRE-5"
@@ -733,11 +773,16 @@ class SenderOracle:
     def _read_announcement(self, kind: int, said: Announcement, now_s: float) -> None:
         first = self._first_said = self._first_said or said
         assert said.previous_epoch == self.previous_epoch, "GC-SESS-2"
-        assert (said.messages_sent, said.records_sent) == (len(self.messages), self.records)
+        assert said.messages_sent == len(self.messages) - len(self._unfinished)
+        assert said.records_sent == self.records - sum(message.record_count for message in self._unfinished)
         assert attrs.astuple(said)[4:12] == attrs.astuple(first)[4:12], "GC-WIRE-8"
         assert (said.heartbeat_interval, said.interruption_timeout) == (self.heartbeat_s * 1000, self.timeout_s * 1000)
         assert (said.mtu, said.symbol_length_max) == (self.mtu, self.mtu - 28 - self.overhead)
-        assert (said.security_mode, said.fec_source_symbols, said.fec_repair_symbols) == (int(self.sealed), 0, 0)
+        assert said.security_mode == int(self.sealed)
+        block, repair = said.fec_source_symbols, said.fec_repair_symbols
+        assert (block > 0) == (repair > 0) == (self.repair_share > 0)
+        assert repair * 10_000 >= block * self.repair_share, "GC-FEC-5"
+        assert block + repair <= 255
         if kind == SHUTDOWN:
             assert said.phase == CLOSING, "GC-SESS-4"
             assert not self._unsummarised, "GC-DLV-17"
@@ -750,15 +795,27 @@ class SenderOracle:
 
     def _read_symbol(self, d: Datagram, payload: bytes, now_s: float) -> None:
         assert self.previous_epoch or now_s >= self.began + self.timeout_s, "GC-SESS-3"
-        assert d.message == len(self.messages), "GC-DLV-2"
+        assert d.message == len(self.messages) - len(self._unfinished), "GC-DLV-2"
         assert d.symbol == len(self._symbols), "GC-DLV-2"
         at_least = -(-d.message_length // (self.mtu - 28 - self.overhead))
         assert d.symbol_length == -(-d.message_length // at_least), "GC-DLV-2"
-        self._blocks = self._blocks if d.symbol else d.blocks
-        assert d.blocks == self._blocks, "GC-DLV-2"
+        self._cut = self._cut if d.symbol else (d.message_length, d.blocks, d.repair_symbols)
+        assert (d.message_length, d.blocks, d.repair_symbols) == self._cut, "GC-DLV-2"
+        assert self._first_said is not None
+        assert d.blocks == -(-d.symbols() // (self._first_said.fec_source_symbols or 255)), "GC-FEC-1"
+        assert d.repair_symbols * 10_000 >= -(-d.symbols() // d.blocks) * self.repair_share, "GC-FEC-5"
+        assert d.repair_symbols <= self._first_said.fec_repair_symbols
         self._symbols.append(payload)
-        if len(self._symbols) < d.symbols():
-            return
+        if len(self._symbols) == d.symbols():
+            self._read_message(d, now_s)
+        if len(self._symbols) == d.symbols() + d.blocks * d.repair_symbols:
+            source, repair = self._symbols[: d.symbols()], self._symbols[d.symbols() :]
+            assert repair == galois.repair_of(source, d.blocks, d.repair_symbols), "GC-FEC-2"
+            self._symbols = []
+            self._unfinished = []
+
+    def _read_message(self, d: Datagram, now_s: float) -> None:
+        """All source symbols were sent."""
         joined = b"".join(self._symbols)
         assert not any(joined[d.message_length :]), "GC-DLV-2"
         message = Message.open(joined[: d.message_length])
@@ -781,6 +838,6 @@ class SenderOracle:
                 assert chain == [*before[6:]]
         while len(self._chains) > self.positions_tracked_max and next(iter(self._chains)) not in self._unsummarised:
             self._chains.popitem(last=False)
-        self._symbols = []
+        self._unfinished = [message]
         self.messages.append(message)
         self.records += message.record_count

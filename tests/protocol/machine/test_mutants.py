@@ -99,6 +99,15 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
         pytest.param(m.the_newest_position_is_forgotten, marks=pytest.mark.req("GC-LIM-1")),
         pytest.param(m.messages_of_any_length_are_taken, marks=pytest.mark.req("GC-LIM-2")),
         pytest.param(m.a_conflict_is_raised_again_and_again, marks=pytest.mark.req("GC-LIM-3")),
+        pytest.param(m.a_copy_is_a_sign_of_life, marks=pytest.mark.req("GC-SESS-16")),
+        pytest.param(m.the_header_is_not_covered, marks=pytest.mark.req("GC-SEC-1")),
+        pytest.param(m.all_sessions_have_one_key, marks=pytest.mark.req("GC-SEC-2")),
+        pytest.param(m.a_tag_that_does_not_fit_is_taken, marks=pytest.mark.req("GC-SEC-3")),
+        pytest.param(m.an_unknown_key_is_a_bad_check, marks=pytest.mark.req("GC-SEC-3")),
+        pytest.param(m.the_key_stays_the_first, marks=pytest.mark.req("GC-SEC-4")),
+        pytest.param(m.an_old_key_is_never_forgotten, marks=pytest.mark.req("GC-SEC-4")),
+        pytest.param(m.what_is_not_sealed_is_taken, marks=pytest.mark.req("GC-SEC-6")),
+        pytest.param(m.an_alarm_can_be_forged_while_the_link_is_heard, marks=pytest.mark.req("GC-SEC-8")),
     ],
 )
 def test_a_seeded_bug_is_found(mutate: m.Mutant) -> None:

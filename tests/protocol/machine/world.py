@@ -123,6 +123,7 @@ class World:
         reassembly_bytes_max: Memory of the egress.
         message_bytes_max: The longest message that the egress takes. Ingresses send up to `SENT_MESSAGE_BYTES_MAX`.
         burst_max: How many equal datagrams the egress is given in one burst at the most.
+        repair_share: Repair symbols that the ingresses send, in hundredths of a percent.
         sealed: Whether the link is sealed.
         mark: Called with the name of each noteworthy thing that happens.
     """
@@ -133,6 +134,7 @@ class World:
         reassembly_bytes_max: int = 1 << 20,
         message_bytes_max: int = SENT_MESSAGE_BYTES_MAX,
         burst_max: int = 64,
+        repair_share: int = 0,
         sealed: bool = False,
         mark: Callable[[str], None] = lambda name: None,
     ) -> None:
@@ -143,6 +145,7 @@ class World:
         self.ingresses = [Ingress(name) for name in ("north", "south", "east")]
         self._mark = mark
         self._burst_max = burst_max
+        self._repair_share = repair_share
         self._gap = MemoryGap()
         self._overheard: deque[bytes] = deque(maxlen=2_000)
         """Datagrams as they were sent."""
@@ -194,6 +197,7 @@ class World:
                 interruption_timeout_s=TIMEOUT_TICKS * TICK_S,
                 mtu_bytes=mtu,
                 message_bytes_max=SENT_MESSAGE_BYTES_MAX,
+                repair_share=self._repair_share,
                 keys=keys_of(SECRETS, ingress.key_id) if self._sealed else None,
             )
         )
@@ -202,6 +206,7 @@ class World:
             epoch=epoch,
             previous_epoch=stored,
             mtu=mtu,
+            repair_share=self._repair_share,
             heartbeat_s=HEARTBEAT_TICKS * TICK_S,
             timeout_s=TIMEOUT_TICKS * TICK_S,
             now_s=self.now_s,
@@ -454,6 +459,7 @@ class World:
             sessions=self.sessions, logs=self._logs, accepted=accepted, saved=self._saved, reach=self._reach
         )
         self._drops_reached: set[str] = set()
+        self._rebuilt = 0
 
     @property
     def receiver(self) -> LinkReceiver:
@@ -529,6 +535,9 @@ class World:
         for ingress in self.ingresses:
             if ingress.running and ingress.reads is not None:
                 assert self.now_s - ingress.reads.last_said_s <= HEARTBEAT_TICKS * TICK_S, "GC-TIME-1"
+        if self.receiver.counters.messages_rebuilt > self._rebuilt:
+            self._rebuilt = self.receiver.counters.messages_rebuilt
+            self._reach("rebuilt")
         for event in self._egress.check(self.now_s):
             self._ledger.enter(event, self._egress.oracle.chains_begun)
         for reason in self._egress.dropped.keys() - self._drops_reached:
