@@ -20,7 +20,8 @@ import attrs
 
 from gapconn.config import Pair, Role, SinkSection, SourceSection, ip_of, load_pair, public_values
 from gapconn.errors import ConfigError
-from gapconn.units import Address, format_rate, format_seconds
+from gapconn.keys import load_keys
+from gapconn.units import Address, format_percent, format_rate, format_seconds
 from gapconn.wording import given_text
 
 _UNSET_VARIABLE = re.compile(r": (source|sink)\.[^:]+: the environment variable .* is not set")
@@ -53,7 +54,9 @@ def check(
     problems: list[str] = []
     for path in paths:
         try:
-            pairs.append((path, load_pair(path, environ, role=role)))
+            pair = load_pair(path, environ, role=role)
+            _check_key_file(path, pair)
+            pairs.append((path, pair))
         except ConfigError as error:
             problems += error.problems if role else map(_with_advice, error.problems)
     for (path, pair), (other_path, other) in combinations(pairs, 2):
@@ -64,6 +67,14 @@ def check(
                 for problem in _host_conflicts(pair, other)
             ]
     return Report(pairs=pairs, problems=list(dict.fromkeys(problems)))
+
+
+def _check_key_file(path: Path, pair: Pair) -> None:
+    if pair.link.security.sealed:
+        try:
+            load_keys(Path(pair.link.security.key_file))
+        except ConfigError as error:
+            raise ConfigError([f"{path}: link.security.key_file: {problem}" for problem in error.problems]) from None
 
 
 def _with_advice(problem: str) -> str:
@@ -175,6 +186,8 @@ def summary(pair: Pair) -> list[str]:
         *([f"listening on {link.bind}"] if link.bind else []),
         f"rate {format_rate(link.rate)}",
         f"MTU {link.mtu_bytes}",
+        f"repair {format_percent(link.fec.repair)}" if link.fec.repair else "no repair",
+        *([f"sealed by {link.security.mode}"] if link.security.sealed else []),
         f"heartbeat every {format_seconds(link.heartbeat_interval)}",
         f"id {link.id}",
     ]

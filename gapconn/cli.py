@@ -132,6 +132,49 @@ def check(files: tuple[Path, ...], role: str | None, separate_hosts: bool, as_js
 
 
 @main.command()
+@click.argument("file", type=_PATH)
+@click.option("--add", is_flag=True, help="Put a further key into FILE. Nothing is sealed with it yet.")
+@click.option("--use", "use_id", metavar="ID", type=int, help="From now on the ingress seals with key ID.")
+@click.option("--remove", "remove_id", metavar="ID", type=int, help="Take key ID out of FILE.")
+@click.option("--show", is_flag=True, help="Only show the ids and fingerprints of the keys in FILE.")
+def keygen(file: Path, add: bool, use_id: int | None, remove_id: int | None, show: bool) -> None:
+    """Make a key file for a sealed link, or change one.
+
+    Without an option FILE is made anew, with mode 0600; a file that exists is left as it is. Both ends need the file:
+    carry it to the other one by hand, and compare the fingerprints. Secrets are never shown.
+
+    To change the key without a stop: --add, carry FILE to the egress, then --use the new id at the ingress, then
+    --remove the old one at both. Running ends notice the change within two seconds.
+
+    \b
+    Example:
+      gapconn keygen orders.key
+      gapconn keygen --add orders.key
+      gapconn keygen --use 2 orders.key
+      gapconn keygen --remove 1 orders.key
+    """
+    from gapconn import keys
+
+    if sum((add, use_id is not None, remove_id is not None, show)) > 1:
+        raise click.UsageError("only one of --add, --use, --remove and --show at a time")
+    try:
+        if add:
+            keys.add(file)
+        elif use_id is not None:
+            keys.use(file, use_id)
+        elif remove_id is not None:
+            keys.remove(file, remove_id)
+        elif not show:
+            keys.create(file)
+        found = keys.load_keys(file)
+    except ConfigError as error:
+        _print_problems(error.problems)
+        sys.exit(EXIT_USAGE)
+    for key_id, fingerprint in keys.overview(found).items():
+        click.echo(f"key {key_id:3}  {fingerprint}" + ("  in use" if key_id == found.use else ""))
+
+
+@main.command()
 @click.option("--kafka", metavar="HOST:PORT", help="Carry topics of this broker instead of generated records.")
 @click.option(
     "--seconds", type=click.FloatRange(min=1), default=20.0, show_default=True, help="About how long the demo runs."

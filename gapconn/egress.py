@@ -21,6 +21,7 @@ import trio
 from gapconn.config import Pair, SinkSection
 from gapconn.errors import RemoteProtocolError, SinkError
 from gapconn.events_log import EventLog
+from gapconn.key_watch import KeyWatch
 from gapconn.link.slabs import SlabPool
 from gapconn.link.udp import RECEIVE_SLAB_BYTES, UdpReceiver
 from gapconn.plugins import Context
@@ -28,6 +29,7 @@ from gapconn.progress import ProgressTracker
 from gapconn.protocol.events import MessageDelivered, MessagesLost
 from gapconn.protocol.receiver import LinkReceiver, Progress
 from gapconn.protocol.registry import LossCause
+from gapconn.protocol.security import Keys
 from gapconn.protocol.wire import Burst, Slab
 from gapconn.record import Batch, Chunk, Records, decode_batch
 from gapconn.sinks import Delivery
@@ -170,6 +172,7 @@ class Egress:
         context: What the sink counts and says of itself.
         queue: What waits for the sink.
         events: What happened, logged and counted.
+        key_watch: The keys of a sealed link.
         stopping: Whether it was asked to stop.
     """
 
@@ -182,8 +185,10 @@ class Egress:
         state: EgressState,
         *,
         resume: Progress | None,
+        key_watch: KeyWatch | None = None,
     ) -> None:
         self.pair = pair
+        self.key_watch = key_watch
         self.core = core
         self.socket = udp
         self.stopping = False
@@ -323,6 +328,10 @@ class Egress:
                 message, LossCause.REFUSED, "the sink is slow, and link.sink_buffer_bytes are held for it"
             )
             accept()
+
+    def use_keys(self, keys: Keys) -> None:
+        """Open what arrives from now on with these keys."""
+        self.core.use_keys(keys)
 
     def stop(self) -> None:
         """Ask for an orderly end."""

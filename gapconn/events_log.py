@@ -23,8 +23,10 @@ from gapconn.protocol.events import (
     SessionCutOff,
     SessionEnded,
     SessionFollowed,
+    UnverifiedCleared,
+    UnverifiedDetected,
 )
-from gapconn.protocol.registry import LossCause
+from gapconn.protocol.registry import DropReason, LossCause
 
 RECENT_MAX = 100
 """Entries that the status page shows."""
@@ -130,12 +132,33 @@ class EventLog:
                     link_id=event.link_id,
                     remedy="another link's ingress sends to this egress: correct its link.address",
                 )
+            case UnverifiedDetected() | UnverifiedCleared():
+                self._tell_unverified(event)
             case MessagesLost() | RecordsLost() | RecordsMissing():
                 self._gather_loss(event)
             case MessageDelivered():
                 pass  # the normal case, counted in the core
             case _:
                 assert_never(event)
+
+    def _tell_unverified(self, event: UnverifiedDetected | UnverifiedCleared) -> None:
+        if isinstance(event, UnverifiedCleared):
+            self.alarms.pop("unverified", None)
+            self._tell("info", "unverified_cleared")
+            return
+        match event.reason:
+            case DropReason.UNKNOWN_KEY:
+                what = f"they are sealed with key {event.key_id}, which this egress does not have"
+                remedy = "carry the key file of the ingress to this end"
+            case DropReason.WRONG_SECURITY_MODE:
+                what = "they are not sealed"
+                remedy = "set link.security alike at both ends, or find who else sends to this egress"
+            case _:
+                what = f"the secret of key {event.key_id} is not the same at both ends, or they are forged or damaged"
+                remedy = "compare the fingerprints at both ends (gapconn keygen --show FILE), and carry the file anew"
+        self.alarms["unverified"] = f"datagrams arrive that say they are of this link, but {what}: {remedy}"
+        reason = event.reason.name.lower()
+        self._tell("error", "unverified_detected", reason=reason, key_id=event.key_id, remedy=remedy)
 
     def _gather_loss(self, event: MessagesLost | RecordsLost | RecordsMissing) -> None:
         match event:

@@ -18,11 +18,13 @@ import trio
 
 from gapconn.config import Link, Pair, SourceSection
 from gapconn.errors import LocalProtocolError, SourceError
+from gapconn.key_watch import KeyWatch
 from gapconn.link.pacing import Pacer
 from gapconn.link.slabs import SlabPool
 from gapconn.link.udp import UdpSender
 from gapconn.plugins import Context
 from gapconn.protocol.envelope import MESSAGE_OVERHEAD_BYTES, Run
+from gapconn.protocol.security import Keys
 from gapconn.protocol.sender import LinkSender
 from gapconn.protocol.states import SenderState
 from gapconn.protocol.wire import ROWS_MAX, SLAB_BYTES, Burst
@@ -77,13 +79,22 @@ class Ingress:
         core: The sending half of the protocol.
         socket: The way into the gap.
         context: What the source counts and says of itself.
+        key_watch: The keys of a sealed link.
         stopping: Whether it was asked to stop.
     """
 
     def __init__(
-        self, pair: Pair, section: SourceSection, core: LinkSender, udp: UdpSender, *, header_bytes: int
+        self,
+        pair: Pair,
+        section: SourceSection,
+        core: LinkSender,
+        udp: UdpSender,
+        *,
+        header_bytes: int,
+        key_watch: KeyWatch | None = None,
     ) -> None:
         self.pair = pair
+        self.key_watch = key_watch
         self.core = core
         self.socket = udp
         self.stopping = False
@@ -216,6 +227,10 @@ class Ingress:
                 due = self.core.handle_timeout(trio.current_time())
                 if due:
                     await volleys.send(_Volley(due, pooled=False))
+
+    def use_keys(self, keys: Keys) -> None:
+        """Seal what is built from now on with these keys."""
+        self.core.use_keys(keys)
 
     def stop(self) -> None:
         """Ask for an orderly end."""

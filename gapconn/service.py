@@ -19,12 +19,15 @@ from gapconn.admin.view import AdminView
 from gapconn.config import Pair
 from gapconn.egress import Egress
 from gapconn.errors import ConfigError, LinkError
+from gapconn.fec.choice import choose_codec
 from gapconn.ingress import Ingress, burst_datagrams_at
+from gapconn.key_watch import KeyWatch
 from gapconn.link.udp import UdpReceiver, UdpSender, ip_header_bytes, resolve
 from gapconn.protocol.receiver import LinkReceiver, ReceiverSettings
+from gapconn.protocol.security import Keys
 from gapconn.protocol.sender import LinkSender, SenderSettings
 from gapconn.store.state import EgressState, IngressState
-from gapconn.units import format_bytes, format_rate
+from gapconn.units import format_bytes, format_percent, format_rate
 
 
 class End(Protocol):
@@ -33,6 +36,10 @@ class End(Protocol):
     pair: Pair
     log: FilteringBoundLogger
     stopping: bool
+    key_watch: KeyWatch | None
+
+    def use_keys(self, keys: Keys) -> None:
+        """Seal or open with these keys from now on."""
 
     async def run(self) -> None:
         """All tasks, until the work is over."""
@@ -53,6 +60,7 @@ async def serve_ingress(pair: Pair) -> None:
     if pair.source is None:
         raise ConfigError(["[source]: the section is missing, and the ingress needs it"])
     log = structlog.get_logger().bind(link=pair.link.name)
+    key_watch = await _watch_keys(pair)
     family, target = await resolve(pair.link.address, "link.address")
     state = await trio.to_thread.run_sync(
         IngressState.open, Path(pair.link.state_directory), pair.link.name, pair.link.id
@@ -71,8 +79,11 @@ async def serve_ingress(pair: Pair) -> None:
                 mtu_bytes=pair.link.mtu_bytes,
                 ip_header_bytes=header_bytes,
                 message_bytes_max=pair.link.message_bytes_max,
+                repair_share=pair.link.fec.repair_share,
                 burst_datagrams_max=burst_datagrams_at(pair.link),
-            )
+                keys=key_watch.keys if key_watch else None,
+            ),
+            choose_codec(log),
         )
         udp = UdpSender(family, target, log=log.bind(task="sender"))
         try:
@@ -84,9 +95,14 @@ async def serve_ingress(pair: Pair) -> None:
                 rate=format_rate(pair.link.rate_bps),
                 mtu_bytes=pair.link.mtu_bytes,
                 segmentation_offload=udp.gso,
+                repair=format_percent(pair.link.fec.repair),
+                fec_backend=core.codec.name,
+                security=pair.link.security.mode,
+                keys=key_watch.overview() if key_watch else None,
+                key_in_use=core.key_id or None,
                 announcing_s=0 if previous_epoch else pair.link.interruption_timeout_s,
             )
-            ingress = Ingress(pair, pair.source, core, udp, header_bytes=header_bytes)
+            ingress = Ingress(pair, pair.source, core, udp, header_bytes=header_bytes, key_watch=key_watch)
             await _run_until_stopped(ingress, IngressView(ingress))
         finally:
             udp.close()
@@ -103,6 +119,7 @@ async def serve_egress(pair: Pair) -> None:
     if pair.sink is None:
         raise ConfigError(["[sink]: the section is missing, and the egress needs it"])
     log = structlog.get_logger().bind(link=pair.link.name)
+    key_watch = await _watch_keys(pair)
     family, listen = await resolve(pair.link.listen, "link.bind" if pair.link.bind else "link.address")
     state = await trio.to_thread.run_sync(
         EgressState.open, Path(pair.link.state_directory), pair.link.name, pair.link.id
@@ -118,9 +135,11 @@ async def serve_egress(pair: Pair) -> None:
                     reorder_timeout_s=pair.link.reorder_timeout_s,
                     reassembly_bytes_max=pair.link.reassembly_bytes_max,
                     message_bytes_max=pair.link.message_bytes_max,
+                    keys=key_watch.keys if key_watch else None,
                 ),
                 now_s=trio.current_time(),
                 resume=resume,
+                codec=choose_codec(log),
             )
             log.info(
                 "egress_started",
@@ -128,14 +147,25 @@ async def serve_egress(pair: Pair) -> None:
                 link_id=pair.link.id,
                 receive_buffer=format_bytes(udp.buffer_bytes),
                 receive_offload=udp.gro,
+                fec_backend=core.codec.name,
+                security=pair.link.security.mode,
+                keys=key_watch.overview() if key_watch else None,
                 resumes_epoch=resume.epoch if resume else None,
             )
-            egress = Egress(pair, pair.sink, core, udp, state, resume=resume)
+            egress = Egress(pair, pair.sink, core, udp, state, resume=resume, key_watch=key_watch)
             await _run_until_stopped(egress, EgressView(egress))
         finally:
             udp.close()
     finally:
         state.close()
+
+
+async def _watch_keys(pair: Pair) -> KeyWatch | None:
+    security = pair.link.security
+    if not security.sealed:
+        return None
+    log = structlog.get_logger().bind(link=pair.link.name, task="keys")
+    return await trio.to_thread.run_sync(lambda: KeyWatch(Path(security.key_file), log=log))
 
 
 async def _run_until_stopped(end: End, view: AdminView) -> None:
@@ -145,6 +175,8 @@ async def _run_until_stopped(end: End, view: AdminView) -> None:
             if end.pair.admin is not None:
                 bound = await nursery.start(serve_admin, end.pair.admin.listen, view)
                 end.log.info("admin_listening", address=str(bound))
+            if end.key_watch is not None:
+                nursery.start_soon(end.key_watch.run, end.use_keys, name=f"{view.role}.keys")
             await end.run()
             nursery.cancel_scope.cancel()
 

@@ -10,6 +10,7 @@ from prometheus_client.metrics_core import Metric
 
 from gapconn import __version__
 from gapconn.admin.metrics import counter, counters, gauge
+from gapconn.admin.security import security_metrics, security_status
 from gapconn.protocol.registry import DropReason, LossCause
 from gapconn.protocol.states import ReceiverState
 
@@ -31,7 +32,7 @@ class EgressView:
         self.link = egress.pair.link.name
 
     def health(self) -> list[str]:
-        """The alarms that stand: link interrupted, conflict."""
+        """The alarms that stand: link interrupted, conflict, unverified."""
         return list(self._egress.events.alarms.values())
 
     def ready(self) -> list[str]:
@@ -60,14 +61,18 @@ class EgressView:
             "epoch": core.epoch,
             "silent_s": round(core.silent_s(trio.current_time()), 3),
             "alarms": egress.events.alarms,
+            "security": security_status(egress.pair, egress.key_watch, heard_key=core.key_id),
             "listens_on": str(egress.socket.address),
             "receive_offload": egress.socket.gro,
             "receive_buffer_bytes": egress.socket.buffer_bytes,
+            "fec_backend": core.codec.name,
             "received": {
                 "datagrams": counts.datagrams,
                 "bytes": counts.bytes,
                 "messages": counts.messages,
                 "records": counts.records,
+                "messages_rebuilt": counts.messages_rebuilt,
+                "symbols_rebuilt": counts.symbols_rebuilt,
             },
             "announced": None
             if said is None
@@ -109,6 +114,14 @@ class EgressView:
         yield gauge("gapconn_link_interrupted", "1 while the alarm stands.", "link_interrupted" in events.alarms)
         yield gauge("gapconn_link_conflict", "1 while two ingresses are heard on this link.", core.conflict)
         yield gauge(
+            "gapconn_link_unverified",
+            "1 while the link is not heard, and datagrams of it are that cannot be verified.",
+            core.unverified,
+        )
+        yield from security_metrics(
+            "The key that sealed what was heard last; 0 if not sealed.", core.key_id, egress.key_watch
+        )
+        yield gauge(
             "gapconn_link_silent_seconds",
             "Time since the followed session was heard.",
             core.silent_s(trio.current_time()),
@@ -132,6 +145,16 @@ class EgressView:
             egress.socket.kernel_drops,
         )
         yield counter("gapconn_messages_received_total", "Messages that arrived whole.", counts.messages)
+        yield counter(
+            "gapconn_messages_rebuilt_total",
+            "Messages that are whole because lost symbols of them were rebuilt.",
+            counts.messages_rebuilt,
+        )
+        yield counter(
+            "gapconn_symbols_rebuilt_total",
+            "Symbols that were lost, damaged or late and were rebuilt from repair symbols.",
+            counts.symbols_rebuilt,
+        )
         yield counter("gapconn_records_received_total", "Records in messages that arrived whole.", counts.records)
         yield counters(
             "gapconn_messages_lost_total",
@@ -157,6 +180,7 @@ class EgressView:
         yield counter("gapconn_link_interruptions_total", "Alarms: link interrupted.", counts.interruptions)
         yield counter("gapconn_link_conflicts_total", "Alarms: two ingresses on this link.", counts.conflicts)
         yield counter("gapconn_foreign_links_total", "Alarms: datagrams of another link.", counts.foreign_links)
+        yield counter("gapconn_unverified_total", "Alarms: datagrams that cannot be verified.", counts.unverified)
         yield gauge(
             "gapconn_reassembly_held_bytes",
             "Memory of messages that are incomplete or wait for an earlier one.",

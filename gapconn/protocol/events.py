@@ -10,7 +10,7 @@ import attrs
 
 from gapconn.protocol.envelope import Run
 from gapconn.protocol.positions import Standing
-from gapconn.protocol.registry import LossCause
+from gapconn.protocol.registry import DropReason, LossCause
 
 
 class FollowReason(enum.Enum):
@@ -95,6 +95,21 @@ class ForeignLinkDetected:
 
 
 @attrs.frozen(kw_only=True)
+class UnverifiedDetected:
+    """While the link is not heard, datagrams arrive that say they are of it and cannot be verified (GC-SEC-8)."""
+
+    reason: DropReason
+    """Why the first of them was dropped."""
+    key_id: int
+    """With which it says it is sealed; 0 if it does not."""
+
+
+@attrs.frozen(kw_only=True)
+class UnverifiedCleared:
+    """The link is heard again, or nothing more was heard that could not be verified."""
+
+
+@attrs.frozen(kw_only=True)
 class MessageDelivered:
     """A message arrived whole and is next in order."""
 
@@ -157,6 +172,8 @@ Event: TypeAlias = (
     | ConflictDetected
     | ConflictCleared
     | ForeignLinkDetected
+    | UnverifiedDetected
+    | UnverifiedCleared
     | MessageDelivered
     | MessagesLost
     | RecordsLost

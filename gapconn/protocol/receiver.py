@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import attrs
 import numpy as np
 from numpy.typing import NDArray
-from xxhash import xxh3_64_intdigest
 
+from gapconn.errors import LocalProtocolError
 from gapconn.protocol.events import (
     ConflictDetected,
     Event,
@@ -24,12 +24,15 @@ from gapconn.protocol.events import (
     SessionCutOff,
     SessionEnded,
     SessionFollowed,
+    UnverifiedCleared,
+    UnverifiedDetected,
 )
+from gapconn.protocol.fec import Codec, NumpyCodec
 from gapconn.protocol.follower import Follower
 from gapconn.protocol.positions import DeliveredPositions, Standing, StreamPartition
+from gapconn.protocol.protection import CHECKSUM, VERIFIED, Verifier
 from gapconn.protocol.reassembler import Reassembler, Settled
 from gapconn.protocol.registry import (
-    CHECK_BYTES,
     HEADER_BYTES,
     MAGIC,
     VERSION,
@@ -38,9 +41,10 @@ from gapconn.protocol.registry import (
     Flag,
     LossCause,
 )
+from gapconn.protocol.security import Keys, Opener
 from gapconn.protocol.sequence import SequenceWindow
 from gapconn.protocol.states import ReceiverState
-from gapconn.protocol.wire import OVERHEAD_BYTES, Announcement, Burst, Header, Layout
+from gapconn.protocol.wire import Announcement, Burst, Header, Layout
 
 
 @attrs.frozen(kw_only=True)
@@ -53,6 +57,8 @@ class ReceiverSettings:
     reorder_timeout_s: float = 0.2
     reassembly_bytes_max: int = 64 << 20
     message_bytes_max: int = 16 << 20
+    keys: Keys | None = None
+    """Secrets to open datagrams with; None for security mode `none`."""
 
 
 @attrs.frozen(kw_only=True)
@@ -86,6 +92,9 @@ class ReceiverCounters:
     messages: int = 0
     records: int = 0
     message_bytes: int = 0
+    messages_rebuilt: int = 0
+    """Of the messages, those of which symbols were lost and rebuilt."""
+    symbols_rebuilt: int = 0
     messages_lost: Counter[LossCause] = attrs.field(factory=Counter)
     records_lost: int = 0
     records_missing_ranges: int = 0
@@ -93,11 +102,13 @@ class ReceiverCounters:
     interruptions: int = 0
     conflicts: int = 0
     foreign_links: int = 0
+    unverified: int = 0
+    """Times that datagrams were heard that could not be verified, and the link was not."""
 
 
 _KNOWN_TYPES = frozenset(DatagramType)
-_INDEX_STEP = np.frombuffer(bytes([0, 0, 0, 0, 1, 0, 0, 0]), np.uint64)[0]
-"""What one more in the index field adds to the last header word, in this machine's byte order."""
+_UNVERIFIED = frozenset({DropReason.WRONG_SECURITY_MODE, DropReason.UNKNOWN_KEY, DropReason.BAD_CHECK})
+"""Reasons to drop a datagram of a sealed link for not being what it says."""
 _ONE = np.uint64(1)
 
 
@@ -110,15 +121,32 @@ class LinkReceiver:
         settings: What the egress is configured to accept.
         now_s: The time.
         resume: The stored state of an earlier life, if there is one.
+        codec: Rebuilds lost symbols.
     """
 
-    def __init__(self, settings: ReceiverSettings, *, now_s: float, resume: Progress | None = None) -> None:
+    def __init__(
+        self,
+        settings: ReceiverSettings,
+        *,
+        now_s: float,
+        resume: Progress | None = None,
+        codec: Codec | None = None,
+    ) -> None:
         self.settings = settings
         self.counters = ReceiverCounters()
+        self.codec = codec or NumpyCodec()
         self.announcement: Announcement | None = None
         """What the followed session said last of itself."""
         self._now_s = now_s
         self._events: list[Event] = []
+        self._opener: Opener | None = None
+        self._verifier: Verifier = CHECKSUM
+        if settings.keys is not None:
+            self._verifier = self._opener = Opener(link_id=settings.link_id, keys=settings.keys)
+        self._overhead_bytes = HEADER_BYTES + self._verifier.trailer_bytes
+        self._unverified_heard_s: float | None = None
+        self.key_id = 0
+        """The key that sealed what was heard last of the session that has the link; 0 if it was not sealed."""
         self._resume = resume
         self._joined = False
         self._session_epoch = 0
@@ -155,6 +183,21 @@ class LinkReceiver:
     def conflict(self) -> bool:
         """Whether two ingresses are heard."""
         return self._follower.conflict
+
+    @property
+    def unverified(self) -> bool:
+        """Whether datagrams are heard that cannot be verified, and the link is not."""
+        return self._unverified_heard_s is not None
+
+    def use_keys(self, keys: Keys) -> None:
+        """Open what arrives from now on with these keys, and no others (GC-SEC-4).
+
+        Raises:
+            LocalProtocolError: the link is not sealed.
+        """
+        if self._opener is None:
+            raise LocalProtocolError("a link in security mode none has no keys")
+        self._opener.use(keys)
 
     @property
     def datagrams_missed(self) -> int:
@@ -219,58 +262,43 @@ class LinkReceiver:
         count = burst.count
         self.counters.datagrams += count
         self.counters.bytes += count * burst.datagram_bytes
-        if burst.datagram_bytes < OVERHEAD_BYTES:
+        if burst.datagram_bytes < self._overhead_bytes:
             self._drop(DropReason.TOO_SHORT, count)
             return
         if count == 1:
             self._receive_single(burst.bytes, now_s)
             return
-        rows = burst.slab.layout(burst.datagram_bytes, count, burst.offset)
-        checks = list(map(xxh3_64_intdigest, rows.covered[:count]))
-        intact = None
-        if checks != rows.checks[:count].tolist():
-            intact = np.array(checks, np.uint64) == rows.checks[:count]
-            self._drop_damaged(rows.matrix[:count][~intact])
-        for first, stop in _runs(rows, count, intact):
-            self._receive_rows(rows, first, stop, now_s)
+        rows = burst.slab.layout(burst.datagram_bytes, count, burst.offset, trailer_bytes=self._verifier.trailer_bytes)
+        payloads, reasons = self._verifier.verify(rows, count)
+        for first, stop in _runs(rows, count, reasons):
+            if reasons is None or reasons[first] == VERIFIED:
+                self._receive_rows(rows, payloads, first, stop, now_s)
+            else:
+                self._refuse(_header(rows, first), DropReason(int(reasons[first])), stop - first, now_s)
 
     def _receive_single(self, datagram: memoryview, now_s: float) -> None:
         """Take in a datagram without making a matrix of it: heartbeats, small messages, and all that is not ours."""
-        covered = datagram[:-CHECK_BYTES]
-        header = Header.unpack(covered)
-        if xxh3_64_intdigest(covered) != int.from_bytes(datagram[-CHECK_BYTES:], "big"):
-            self._drop(_foreign_format(header) or DropReason.BAD_CHECK)
+        header = Header.unpack(datagram)
+        payload, reason = self._verifier.verify_one(datagram)
+        if reason is not None:
+            self._refuse(header, reason, 1, now_s)
         else:
-            self._receive_run(header, np.frombuffer(covered, np.uint8)[np.newaxis, HEADER_BYTES:], now_s)
+            self._receive_run(header, np.frombuffer(payload, np.uint8)[np.newaxis], now_s)
 
-    def _drop_damaged(self, matrix: NDArray[np.uint8]) -> None:
-        """Count datagrams whose check does not fit, under the first reason that applies (GC-WIRE-3)."""
-        if not len(matrix):
-            return
-        reasons = np.full(len(matrix), DropReason.BAD_CHECK, np.uint8)
-        reasons[(matrix[:, 5] & Flag.SEALED) != 0] = DropReason.WRONG_SECURITY_MODE
-        reasons[matrix[:, 2] != VERSION] = DropReason.UNSUPPORTED_VERSION
-        reasons[(matrix[:, 0] != MAGIC >> 8) | (matrix[:, 1] != MAGIC & 0xFF)] = DropReason.BAD_MAGIC
-        for reason, count in enumerate(np.bincount(reasons).tolist()):
-            if count:
-                self._drop(DropReason(reason), count)
-
-    def _receive_rows(self, rows: Layout, first: int, stop: int, now_s: float) -> None:
-        """Take in intact rows that continue each other: they differ only in sequence and index, each one more."""
-        header = Header.unpack(rows.covered[first])
-        if header.type == DatagramType.DATA and header.well_formed(rows.payloads.shape[1], stop - first):
-            self._receive_run(header, rows.payloads[first:stop], now_s)
+    def _receive_rows(self, rows: Layout, payloads: NDArray[np.uint8], first: int, stop: int, now_s: float) -> None:
+        """Take in verified rows that continue each other: they differ only in sequence and symbol, each one more."""
+        header = _header(rows, first)
+        if header.type == DatagramType.DATA and header.well_formed(payloads.shape[1], stop - first):
+            self._receive_run(header, payloads[first:stop], now_s)
         else:  # each has to be looked at: some may be well formed
             for row in range(first, stop):
-                self._receive_run(Header.unpack(rows.covered[row]), rows.payloads[row : row + 1], now_s)
+                self._receive_run(_header(rows, row), payloads[row : row + 1], now_s)
 
     def _receive_run(self, header: Header, payloads: NDArray[np.uint8], now_s: float) -> None:
         """Take in datagrams of which `header` is the first one's; more than one only if they are well-formed Data."""
         reason = self._refusal(header)
         if reason is not None:
-            self._drop(reason, len(payloads))
-            if reason is DropReason.FOREIGN_LINK:
-                self._note_foreign(header.link_id, now_s)
+            self._refuse(header, reason, len(payloads), now_s)
         elif header.type != DatagramType.DATA:
             self._receive_control(header, bytes(payloads[0]), now_s)
         elif header.well_formed(payloads.shape[1], len(payloads)):
@@ -279,13 +307,25 @@ class LinkReceiver:
             self._drop(DropReason.MALFORMED)
         self._collect()  # however datagrams are grouped to bursts, events come in the same order
 
+    def _refuse(self, header: Header, reason: DropReason, count: int, now_s: float) -> None:
+        """Drop datagrams that nothing may be believed of; `header` is the first one's."""
+        self._drop(reason, count)
+        if reason is DropReason.FOREIGN_LINK:
+            self._note_foreign(header.link_id, now_s)
+        elif reason in _UNVERIFIED and self._opener is not None:
+            self._note_unverified(header, reason, now_s)
+
     def _refusal(self, header: Header) -> DropReason | None:
-        reason = _foreign_format(header)
-        if reason is not None:
-            return reason
+        """Why a verified datagram is not taken in, by its header alone (GC-WIRE-3, GC-WIRE-4, GC-SESS-12)."""
+        if header.magic != MAGIC:
+            return DropReason.BAD_MAGIC
+        if header.version != VERSION:
+            return DropReason.UNSUPPORTED_VERSION
+        if (header.flags ^ self._verifier.flags) & Flag.SEALED:
+            return DropReason.WRONG_SECURITY_MODE
         if header.link_id != self.settings.link_id:
             return DropReason.FOREIGN_LINK
-        if header.type not in _KNOWN_TYPES or header.flags:
+        if header.type not in _KNOWN_TYPES or header.flags != self._verifier.flags:
             return DropReason.UNKNOWN_TYPE
         return None
 
@@ -299,10 +339,6 @@ class LinkReceiver:
             return
         if not self._admit(header, announcement, now_s):
             return
-        ((_, _, reason),) = self._window.take(header.sequence, 1)
-        if reason is not None:
-            self._drop(reason)
-            return
         self._learn(announcement, now_s)
         if header.type == DatagramType.SHUTDOWN and not self._ended:
             self._ended = True
@@ -315,29 +351,46 @@ class LinkReceiver:
             )
 
     def _receive_data(self, header: Header, payloads: NDArray[np.uint8], now_s: float) -> None:
-        count = len(payloads)
-        if not self._admit(header, None, now_s, count):
-            return
-        for begin, end, reason in self._window.take(header.sequence, count):
-            if reason is not None:
-                self._drop(reason, end - begin)
-                continue
-            part = header if begin == 0 else attrs.evolve(header, index=header.index + begin)
+        for begin, end in self._admit(header, None, now_s, len(payloads)):
+            part = header if begin == 0 else attrs.evolve(header, symbol=header.symbol + begin)
             unused, why = self._reassembler.add(part, payloads[begin:end], now_s)
             if why is not None:
                 self._drop(why, unused)
 
-    def _admit(self, header: Header, announcement: Announcement | None, now_s: float, count: int = 1) -> bool:
-        """Whether the session of this datagram holds the link; if it has just got it, or is resumed, begin with it."""
+    def _admit(
+        self, header: Header, announcement: Announcement | None, now_s: float, count: int = 1
+    ) -> list[tuple[int, int]]:
+        """Which of these datagrams are to be taken in, as stretches (from, to); the others are dropped.
+
+        What the followed session sent before is no sign that it lives: the sequence is looked at first (GC-SESS-16).
+        Of any other session the sequence is not known; it is looked at when the session has got the link.
+        """
+        current = self._joined and header.epoch == self._session_epoch
+        new = self._take_sequence(header.sequence, count) if current else []
+        if current and not new:
+            return []
         reason, taken = self._follower.hear(
             DatagramType(header.type), header.epoch, announcement.previous_epoch if announcement else None, now_s
         )
         if reason is not None:
             self._drop(reason, count)
-            return False
+            return []
+        self.key_id = header.key_id
+        if self._unverified_heard_s is not None:
+            self._clear_unverified()
         if taken or not self._joined:
             self._begin(header, announcement, taken=taken)
-        return True
+        return new if current else self._take_sequence(header.sequence, count)
+
+    def _take_sequence(self, first: int, count: int) -> list[tuple[int, int]]:
+        """Take these numbers in; the stretches of them that are new. The others are dropped."""
+        new = []
+        for begin, end, reason in self._window.take(first, count):
+            if reason is None:
+                new.append((begin, end))
+            else:
+                self._drop(reason, end - begin)
+        return new
 
     def _begin(self, header: Header, announcement: Announcement | None, *, taken: bool) -> None:
         """Start on a session, a new one or that of the stored state; the old one is settled before (GC-SESS-10)."""
@@ -413,17 +466,44 @@ class LinkReceiver:
             self.counters.foreign_links += 1
             self._events.append(ForeignLinkDetected(link_id=link_id))
 
+    def _note_unverified(self, header: Header, reason: DropReason, now_s: float) -> None:
+        """Tell of datagrams that cannot be verified when they may be why the link is not heard (GC-SEC-8).
+
+        Not while it is: then they are only counted, so that a forger cannot raise an alarm on a link that works.
+        """
+        if self._follower.state is ReceiverState.FOLLOWING:
+            return
+        if self._unverified_heard_s is None:
+            self.counters.unverified += 1
+            self._events.append(UnverifiedDetected(reason=reason, key_id=header.key_id))
+        self._unverified_heard_s = now_s
+
+    def _clear_unverified(self) -> None:
+        self._unverified_heard_s = None
+        self._events.append(UnverifiedCleared())
+
+    def _unverified_until_s(self) -> float | None:
+        heard_s = self._unverified_heard_s
+        return None if heard_s is None else heard_s + self._follower.interruption_timeout_s
+
     # -- time ------------------------------------------------------------------------------------------------
 
     def next_deadline_s(self) -> float | None:
         """When `handle_timeout` has something to do; None when never."""
-        times = (self._follower.next_deadline_s(), self._reassembler.next_deadline_s())
+        times = (
+            self._follower.next_deadline_s(),
+            self._reassembler.next_deadline_s(),
+            self._unverified_until_s(),
+        )
         return min((t for t in times if t is not None), default=None)
 
     def handle_timeout(self, now_s: float) -> None:
         """Do what is due: give up missing messages, notice silence."""
         now_s = self._clock(now_s)
         self._follower.handle_timeout(now_s)
+        unverified_until_s = self._unverified_until_s()
+        if unverified_until_s is not None and now_s >= unverified_until_s:
+            self._clear_unverified()
         self._reassembler.expire(now_s)
         self._collect()
 
@@ -488,6 +568,9 @@ class LinkReceiver:
         self.counters.messages += 1
         self.counters.records += message.record_count
         self.counters.message_bytes += len(message.body)
+        if item.rebuilt:
+            self.counters.messages_rebuilt += 1
+            self.counters.symbols_rebuilt += item.rebuilt
         self._events.append(
             MessageDelivered(
                 epoch=self._session_epoch,
@@ -520,39 +603,30 @@ class LinkReceiver:
             bytes_max=self.settings.reassembly_bytes_max,
             message_bytes_max=self.settings.message_bytes_max,
             reorder_timeout_s=self.settings.reorder_timeout_s,
+            codec=self.codec,
         )
 
 
-def _foreign_format(header: Header) -> DropReason | None:
-    """Why a datagram cannot be one of this protocol, version and security mode, whatever its check says (GC-WIRE-3)."""
-    if header.magic != MAGIC:
-        return DropReason.BAD_MAGIC
-    if header.version != VERSION:
-        return DropReason.UNSUPPORTED_VERSION
-    if header.flags & Flag.SEALED:
-        return DropReason.WRONG_SECURITY_MODE
-    return None
+def _header(rows: Layout, row: int) -> Header:
+    return Header.unpack(rows.flat, row * rows.datagram_bytes)
 
 
-def _runs(rows: Layout, count: int, intact: NDArray[np.bool_] | None) -> list[tuple[int, int]]:
+def _runs(rows: Layout, count: int, reasons: NDArray[np.uint8] | None) -> list[tuple[int, int]]:
     """The longest runs of rows that continue each other, in order, as (first, stop).
 
-    Such rows have the same header but for sequence and index, each one more. `intact` tells which rows may be looked
-    at; None when all may.
+    Such rows have the same header but for sequence and symbol, each one more; or they are to be dropped for the same
+    reason. No `reasons` when all are verified.
     """
     words = rows.words[:count]
     sequences = rows.sequences[:count].astype(np.uint64)
+    last_words = rows.last_words[:count].astype(np.uint64)
     continues = (
         (words[1:, :3] == words[:-1, :3]).all(axis=1)
         & (words[1:, 4] == words[:-1, 4])
-        & (words[1:, 5] - words[:-1, 5] == _INDEX_STEP)
+        & (last_words[1:] - last_words[:-1] == _ONE)
         & (sequences[1:] - sequences[:-1] == _ONE)
     )
-    if intact is None:
-        edges = (np.flatnonzero(~continues) + 1).tolist()
-        return list(itertools.pairwise([0, *edges, count]))
-    continues &= intact[1:] & intact[:-1]
-    starts, ends = intact.copy(), intact.copy()
-    starts[1:] &= ~continues
-    ends[:-1] &= ~continues
-    return list(zip(np.flatnonzero(starts).tolist(), (np.flatnonzero(ends) + 1).tolist(), strict=True))
+    if reasons is not None:
+        continues = (reasons[1:] == reasons[:-1]) & (continues | (reasons[1:] != VERIFIED))
+    edges = (np.flatnonzero(~continues) + 1).tolist()
+    return list(itertools.pairwise([0, *edges, count]))

@@ -14,7 +14,7 @@ ENVELOPE_BYTES = 24
 MESSAGE_CHECK_BYTES = 8
 
 DATAGRAM_BYTES_MAX = 65_507
-SYMBOLS_PER_BLOCK_MAX = 256
+SYMBOLS_PER_BLOCK_MAX = 255
 MESSAGE_BYTES_MAX = 67_108_864
 SEQUENCE_WINDOW = 262_144
 JUMP_UNCONFIRMED_MAX = 1_048_576
@@ -37,7 +37,6 @@ class Flag(IntFlag):
     """Bits of the flags field."""
 
     SEALED = 0x0001
-    KEY_PHASE = 0x0002
 
 
 class SecurityMode(IntEnum):
@@ -63,7 +62,7 @@ class MessageKind(IntEnum):
 
 
 class DropReason(IntEnum):
-    """Why a datagram was dropped; the first that applies, in this order, counts."""
+    """Why a datagram was dropped; the first that applies, in this order, counts (on a sealed link: GC-SEC-3)."""
 
     TOO_SHORT = 1
     BAD_MAGIC = 2
@@ -81,6 +80,7 @@ class DropReason(IntEnum):
     OVER_LIMIT = 14
     INCONSISTENT_MESSAGE = 15
     NOT_NEEDED = 16
+    UNKNOWN_KEY = 17
 
 
 class LossCause(IntEnum):

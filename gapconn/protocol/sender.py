@@ -8,20 +8,27 @@ from collections.abc import Callable
 import attrs
 
 from gapconn.errors import LocalProtocolError
+from gapconn.protocol.buffers import Workspace
 from gapconn.protocol.envelope import MESSAGE_OVERHEAD_BYTES, Run, begin_message, end_message
+from gapconn.protocol.fec import WHOLE, Codec, NumpyCodec, block_symbols_max, repair_symbols
 from gapconn.protocol.fragmenter import Fragmenter, cut_of
 from gapconn.protocol.positions import SentPositions
+from gapconn.protocol.protection import CHECKSUM, Protector
 from gapconn.protocol.registry import (
     ANNOUNCEMENT_BYTES,
+    CHECK_BYTES,
+    HEADER_BYTES,
     MESSAGE_BYTES_MAX,
     SHUTDOWN_COPIES,
     STARTUP_COPIES,
+    TAG_BYTES,
     DatagramType,
     MessageKind,
     Phase,
 )
+from gapconn.protocol.security import Keys, Sealer
 from gapconn.protocol.states import SenderEffect, SenderInput, SenderMachine, SenderState
-from gapconn.protocol.wire import OVERHEAD_BYTES, ROWS_MAX, Announcement, Burst, Header, Slab, burst_of, encode_datagram
+from gapconn.protocol.wire import ROWS_MAX, Announcement, Burst, Header, Slab, burst_of
 
 
 @attrs.frozen(kw_only=True)
@@ -38,18 +45,24 @@ class SenderSettings:
     ip_header_bytes: int = 28
     """IP and UDP headers: 28 for IPv4, 48 for IPv6."""
     message_bytes_max: int = 16 << 20
+    repair_share: int = 0
+    """Repair symbols, in hundredths of a percent of the source symbols; 0 turns forward error correction off."""
     burst_datagrams_max: int = ROWS_MAX
     """Fewer at a low rate, so that heartbeats find their way between bursts (GC-TIME-1)."""
+    keys: Keys | None = None
+    """Secrets to seal datagrams with (GC-SEC-1); None for security mode `none`."""
 
     def __attrs_post_init__(self) -> None:
         if not 0 <= self.previous_epoch < self.epoch < 2**64:
             raise LocalProtocolError(f"epoch {self.epoch} is not above the previous one, {self.previous_epoch}")
         if not 0 < self.heartbeat_interval_s <= self.interruption_timeout_s:
             raise LocalProtocolError("the interruption timeout is shorter than the heartbeat interval")
-        if self.datagram_bytes_max <= OVERHEAD_BYTES + ANNOUNCEMENT_BYTES or self.mtu_bytes > 65_535:
+        if self.datagram_bytes_max <= self.overhead_bytes + ANNOUNCEMENT_BYTES or self.mtu_bytes > 65_535:
             raise LocalProtocolError(f"an MTU of {self.mtu_bytes} bytes cannot be used or announced")
         if self.message_bytes_max > MESSAGE_BYTES_MAX:
             raise LocalProtocolError(f"a message limit of {self.message_bytes_max} bytes is too large")
+        if not 0 <= self.repair_share <= WHOLE:
+            raise LocalProtocolError(f"a repair share of {self.repair_share / 100} % cannot be used")
 
     @property
     def datagram_bytes_max(self) -> int:
@@ -59,7 +72,12 @@ class SenderSettings:
     @property
     def symbol_bytes_max(self) -> int:
         """Payload of a Data datagram at the most."""
-        return self.datagram_bytes_max - OVERHEAD_BYTES
+        return self.datagram_bytes_max - self.overhead_bytes
+
+    @property
+    def overhead_bytes(self) -> int:
+        """What a datagram has beside its payload."""
+        return HEADER_BYTES + (CHECK_BYTES if self.keys is None else TAG_BYTES)
 
 
 @attrs.define(kw_only=True)
@@ -73,17 +91,29 @@ class SenderCounters:
     records: int = 0
     records_filtered: int = 0
     heartbeats: int = 0
+    repair_symbols: int = 0
+    """Of the datagrams, those that carry a repair symbol."""
 
 
 class LinkSender:
     """Builds everything that an ingress sends, in the order in which it must be sent.
 
     Bursts must go to the network in the order in which this class made them. Time is monotonic, in seconds.
+
+    Args:
+        settings: What the ingress is configured to do.
+        codec: Makes repair symbols.
     """
 
-    def __init__(self, settings: SenderSettings) -> None:
+    def __init__(self, settings: SenderSettings, codec: Codec | None = None) -> None:
         self.settings = settings
+        self.codec = codec or NumpyCodec()
+        self._workspace = Workspace()
         self.counters = SenderCounters()
+        self._sealer: Sealer | None = None
+        self._protector: Protector = CHECKSUM
+        if settings.keys is not None:
+            self._protector = self._sealer = Sealer(link_id=settings.link_id, epoch=settings.epoch, keys=settings.keys)
         self._machine = SenderMachine()
         self._sequence = 0
         self._positions = SentPositions()
@@ -99,6 +129,21 @@ class LinkSender:
     def state(self) -> SenderState:
         """Where the session is."""
         return self._machine.state
+
+    @property
+    def key_id(self) -> int:
+        """The key with which the next datagrams are sealed; 0 in security mode `none`."""
+        return self._protector.key_id
+
+    def use_keys(self, keys: Keys) -> None:
+        """Seal what is built from now on with these keys; the session goes on (GC-SEC-4).
+
+        Raises:
+            LocalProtocolError: the session is not sealed.
+        """
+        if self._sealer is None:
+            raise LocalProtocolError("a session begun in security mode none stays in it")
+        self._sealer.use(keys)
 
     def start(self, now_s: float) -> list[Burst]:
         """Begin the session: the StartUp datagrams (GC-SESS-2, GC-SESS-3)."""
@@ -178,6 +223,7 @@ class LinkSender:
             self._fragmenter = None
             self.counters.messages += 1
             self.counters.records += self._record_count
+            self.counters.repair_symbols += fragmenter.repair_symbols
         return burst
 
     def stop(self) -> list[Burst]:
@@ -224,10 +270,19 @@ class LinkSender:
         number = self.counters.messages
         self._fragmenter = Fragmenter(
             message,
-            cut=cut_of(len(message), self.settings.symbol_bytes_max, self.settings.burst_datagrams_max),
+            cut=cut_of(
+                len(message),
+                self.settings.symbol_bytes_max,
+                self.settings.burst_datagrams_max,
+                self.settings.repair_share,
+                self.settings.overhead_bytes,
+            ),
             link_id=self.settings.link_id,
             epoch=self.settings.epoch,
             number=number,
+            codec=self.codec,
+            workspace=self._workspace,
+            protector=self._protector,
         )
         self._record_count = record_count
         return number
@@ -252,9 +307,16 @@ class LinkSender:
         bursts = []
         for _ in range(copies):
             header = Header(
-                type=kind, link_id=self.settings.link_id, epoch=self.settings.epoch, sequence=self._sequence
+                type=kind,
+                link_id=self.settings.link_id,
+                epoch=self.settings.epoch,
+                sequence=self._sequence,
+                flags=self._protector.flags,
+                key_id=self._protector.key_id,
             )
-            (burst,) = burst_of([encode_datagram(header, self._announcement().pack())])
+            trailer_bytes = self._protector.trailer_bytes
+            (burst,) = burst_of([header.pack() + self._announcement().pack() + bytes(trailer_bytes)])
+            self._protector.protect(burst.slab.layout(burst.datagram_bytes, 1, trailer_bytes=trailer_bytes), 1)
             self._count(burst)
             bursts.append(burst)
         self.counters.heartbeats += kind is DatagramType.HEARTBEAT
@@ -267,6 +329,7 @@ class LinkSender:
 
     def _announcement(self) -> Announcement:
         settings = self.settings
+        block_symbols = block_symbols_max(settings.repair_share) if settings.repair_share else 0
         return Announcement(
             previous_epoch=settings.previous_epoch,
             messages_sent=self.counters.messages,
@@ -277,6 +340,9 @@ class LinkSender:
             message_bytes_max=settings.message_bytes_max,
             mtu_bytes=settings.mtu_bytes,
             symbol_bytes_max=settings.symbol_bytes_max,
+            fec_source_symbols=block_symbols,
+            fec_repair_symbols=repair_symbols(block_symbols, settings.repair_share),
+            security_mode=self._protector.mode,
             phase=_PHASES[self._machine.state],
         )
 

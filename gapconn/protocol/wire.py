@@ -21,8 +21,10 @@ from gapconn.protocol.registry import (
     DATAGRAM_BYTES_MAX,
     HEADER_BYTES,
     MAGIC,
+    SYMBOLS_PER_BLOCK_MAX,
     VERSION,
     DatagramType,
+    Flag,
     Phase,
 )
 
@@ -45,12 +47,17 @@ SLAB_BYTES = 65_536
 ROWS_MAX = 64
 """The most datagrams that one GSO send takes on every kernel (UDP_MAX_SEGMENTS)."""
 
-_HEADER = struct.Struct(">HBBHHIIQQQIBBBB")
+_HEADER = struct.Struct(">HBBHHIHBBQQQII")
 # Where fields that are set or read by the column begin in the header, in bytes.
-BLOCK_FIELD = slice(12, 16)
 SEQUENCE_FIELD = slice(24, 32)
-INDEX_FIELD = 44
-SOURCE_SYMBOLS_FIELD = 45
+KEY_ID_FIELD = 15
+NONCE_FIELD = slice(20, 32)
+"""The lower half of the epoch, and the sequence (GC-SEC-1)."""
+KEY_NAME_FIELD = slice(15, 28)
+"""Key id, epoch, and the upper half of the sequence: they name a session key (GC-SEC-2)."""
+UPPER_SEQUENCE_FIELD = slice(24, 28)
+LAST_WORD = slice(40, 48)
+SYMBOL_FIELD = slice(44, 48)
 _ANNOUNCEMENT = struct.Struct(">QQQQIIIHHBBBBIQ")
 assert _HEADER.size == HEADER_BYTES
 assert _ANNOUNCEMENT.size == ANNOUNCEMENT_BYTES
@@ -66,13 +73,15 @@ class Header:
     sequence: int
     flags: int = 0
     symbol_bytes: int = 0
-    block: int = 0
+    blocks: int = 0
+    """Over so many blocks the symbols of the message are spread."""
+    repair_symbols: int = 0
+    """Of each block."""
+    key_id: int = 0
     message: int = 0
     message_bytes: int = 0
-    index: int = 0
-    source_symbols: int = 0
-    repair_symbols: int = 0
-    reserved: int = 0
+    symbol: int = 0
+    """Number of the symbol in its message: first the source symbols, then the repair symbols."""
     magic: int = MAGIC
     version: int = VERSION
 
@@ -85,21 +94,20 @@ class Header:
             self.flags,
             self.symbol_bytes,
             self.link_id,
-            self.block,
+            self.blocks,
+            self.repair_symbols,
+            self.key_id,
             self.epoch,
             self.sequence,
             self.message,
             self.message_bytes,
-            self.index,
-            self.source_symbols,
-            self.repair_symbols,
-            self.reserved,
+            self.symbol,
         )
 
     @classmethod
     def unpack(cls, buffer: memoryview | bytes, offset: int = 0) -> Header:
         """The header at `offset`, nothing of it checked. `buffer` has at least 48 bytes from there."""
-        magic, version, kind, flags, symbol, link, block, epoch, seq, message, length, index, k, m, reserved = (
+        magic, version, kind, flags, size, link, blocks, repair, key, epoch, sequence, message, length, symbol = (
             _HEADER.unpack_from(buffer, offset)
         )
         return cls(
@@ -107,45 +115,47 @@ class Header:
             version=version,
             type=kind,
             flags=flags,
-            symbol_bytes=symbol,
+            symbol_bytes=size,
             link_id=link,
-            block=block,
+            blocks=blocks,
+            repair_symbols=repair,
+            key_id=key,
             epoch=epoch,
-            sequence=seq,
+            sequence=sequence,
             message=message,
             message_bytes=length,
-            index=index,
-            source_symbols=k,
-            repair_symbols=m,
-            reserved=reserved,
+            symbol=symbol,
         )
+
+    @property
+    def source_symbols(self) -> int:
+        """Source symbols of the message. Only where the symbol length is not 0."""
+        return -(-self.message_bytes // self.symbol_bytes)
 
     def well_formed(self, payload_bytes: int, count: int = 1) -> bool:
         """Whether the fields agree with each other and with a payload of that many bytes (GC-WIRE-7, GC-WIRE-9).
 
-        With a `count`, the same of this header and those that continue it: sequence and index each one more.
+        With a `count`, the same of this header and those that continue it: sequence and symbol each one more.
         """
-        if self.reserved or self.epoch == 0 or self.sequence + count > SEQUENCE_LIMIT:
+        sealed = self.flags & Flag.SEALED
+        if self.epoch == 0 or self.sequence + count > SEQUENCE_LIMIT or (self.key_id and not sealed):
             return False
         if self.type != DatagramType.DATA:
             symbol_fields = (
                 self.symbol_bytes,
-                self.block,
+                self.blocks,
+                self.repair_symbols,
                 self.message,
                 self.message_bytes,
-                self.index,
-                self.source_symbols,
-                self.repair_symbols,
+                self.symbol,
             )
             return payload_bytes == ANNOUNCEMENT_BYTES and not any(symbol_fields)
-        symbols = self.source_symbols + self.repair_symbols
         return (
             1 <= self.symbol_bytes == payload_bytes
             and self.message_bytes > 32
-            and self.source_symbols >= 1
-            and symbols <= 256
-            and self.index + count <= symbols
-            and self.block + self.source_symbols <= -(-self.message_bytes // self.symbol_bytes)
+            and 1 <= self.blocks <= self.source_symbols
+            and -(-self.source_symbols // self.blocks) + self.repair_symbols <= SYMBOLS_PER_BLOCK_MAX
+            and self.symbol + count <= self.source_symbols + self.repair_symbols * self.blocks
             and self.message <= self.sequence
         )
 
@@ -168,7 +178,6 @@ class Announcement:
     fec_source_symbols: int = 0
     fec_repair_symbols: int = 0
     phase: int
-    key_id: int = 0
     reserved: int = 0
 
     def pack(self) -> bytes:
@@ -187,14 +196,13 @@ class Announcement:
             self.fec_source_symbols,
             self.fec_repair_symbols,
             self.phase,
-            self.key_id,
-            self.reserved,
+            *divmod(self.reserved, 2**64),
         )
 
     @classmethod
     def unpack(cls, payload: memoryview | bytes) -> Announcement:
         """The announcement in a payload of 64 bytes, nothing of it checked."""
-        previous, messages, records, filtered, beat, interruption, length, mtu, symbol, mode, k, m, phase, key, rest = (
+        previous, messages, records, filtered, beat, interruption, length, mtu, symbol, mode, k, m, phase, high, low = (
             _ANNOUNCEMENT.unpack(payload)
         )
         return cls(
@@ -211,8 +219,7 @@ class Announcement:
             fec_source_symbols=k,
             fec_repair_symbols=m,
             phase=phase,
-            key_id=key,
-            reserved=rest,
+            reserved=high * 2**64 + low,
         )
 
     def well_formed(self, header: Header) -> bool:
@@ -242,23 +249,38 @@ def encode_datagram(header: Header, payload: bytes) -> bytes:
 
 
 class Layout:
-    """The views of a slab as rows of one length. Row views are contiguous; column views are strided."""
+    """The views of a slab as rows of one length. Row views are contiguous; column views are strided.
+
+    Args:
+        flat: The bytes, from the first row on.
+        datagram_bytes: Length of a row.
+        rows: How many.
+        trailer_bytes: What stands behind the payload: a check or a tag.
+    """
 
     __slots__ = (
+        "_views",
         "checks",
-        "covered",
+        "datagram_bytes",
         "flat",
         "header_bytes",
-        "indexes",
+        "last_words",
         "matrix",
         "payloads",
         "rows",
         "sequences",
+        "symbols",
+        "trailer_bytes",
+        "upper_sequences",
         "words",
     )
 
-    def __init__(self, flat: NDArray[np.uint8], datagram_bytes: int, rows: int) -> None:
+    def __init__(
+        self, flat: NDArray[np.uint8], datagram_bytes: int, rows: int, trailer_bytes: int = CHECK_BYTES
+    ) -> None:
         self.rows = rows
+        self.datagram_bytes = datagram_bytes
+        self.trailer_bytes = trailer_bytes
         self.flat = flat[: rows * datagram_bytes].data
         """The rows one behind the other, for the socket."""
         self.matrix = flat[: rows * datagram_bytes].reshape(rows, datagram_bytes)
@@ -266,12 +288,28 @@ class Layout:
         self.words: NDArray[np.uint64] = self.header_bytes.view(np.uint64)
         """The six header words in wire order: good for comparing for equality, not as numbers."""
         self.sequences = self.matrix[:, SEQUENCE_FIELD].view(">u8")[:, 0]
-        self.indexes = self.matrix[:, INDEX_FIELD]
-        self.payloads = self.matrix[:, HEADER_BYTES : datagram_bytes - CHECK_BYTES]
+        self.upper_sequences = self.matrix[:, UPPER_SEQUENCE_FIELD].view(np.uint32)[:, 0]
+        """The upper halves of the sequences, good for comparing for equality."""
+        self.last_words = self.matrix[:, LAST_WORD].view(">u8")[:, 0]
+        """Message length and symbol as one number, which counts up with the symbol."""
+        self.symbols = self.matrix[:, SYMBOL_FIELD].view(">u4")[:, 0]
+        self.payloads = self.matrix[:, HEADER_BYTES : datagram_bytes - trailer_bytes]
         self.checks = self.matrix[:, datagram_bytes - CHECK_BYTES :].view(">u8")[:, 0]
-        view = self.flat
-        self.covered = [view[i * datagram_bytes : (i + 1) * datagram_bytes - CHECK_BYTES] for i in range(rows)]
-        """What each row's check covers. Made once: a fresh slice per datagram costs more than its hash."""
+        self._views: dict[tuple[int, int], list[memoryview]] = {}
+
+    @property
+    def covered(self) -> list[memoryview]:
+        """What each row's check covers."""
+        return self.views(0, self.datagram_bytes - CHECK_BYTES)
+
+    def views(self, start: int, stop: int) -> list[memoryview]:
+        """The bytes `start` to `stop` of each row. Made once: a fresh slice per datagram costs more than its hash."""
+        found = self._views.get((start, stop))
+        if found is None:
+            begins = range(0, self.rows * self.datagram_bytes, self.datagram_bytes)
+            flat = self.flat
+            found = self._views[start, stop] = [flat[i + start : i + stop] for i in begins]
+        return found
 
 
 class Slab:
@@ -286,15 +324,18 @@ class Slab:
         self.flat: NDArray[np.uint8] = np.zeros(size_bytes, np.uint8)
         self._layouts: dict[int, Layout] = {}
 
-    def layout(self, datagram_bytes: int, count: int, offset: int = 0) -> Layout:
-        """The views for at least `count` rows of `datagram_bytes` (at least 56), the first of which is at `offset`."""
+    def layout(self, datagram_bytes: int, count: int, offset: int = 0, *, trailer_bytes: int = CHECK_BYTES) -> Layout:
+        """The views for at least `count` rows of `datagram_bytes`, the first of which is at `offset`.
+
+        A row has at least room for a header and the trailer.
+        """
         if offset:  # the odd end of a burst: rare, and not worth remembering
-            return Layout(self.flat[offset:], datagram_bytes, count)
+            return Layout(self.flat[offset:], datagram_bytes, count, trailer_bytes)
         found = self._layouts.get(datagram_bytes)
-        if found is None or found.rows < count:
+        if found is None or found.rows < count or found.trailer_bytes != trailer_bytes:
             if len(self._layouts) >= self.LAYOUTS_MAX:
                 self._layouts.pop(next(iter(self._layouts)))
-            found = self._layouts[datagram_bytes] = Layout(self.flat, datagram_bytes, count)
+            found = self._layouts[datagram_bytes] = Layout(self.flat, datagram_bytes, count, trailer_bytes)
         return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import attrs
 import pytest
@@ -480,7 +481,7 @@ def test_an_ingress_that_stops_while_it_announces_itself_says_goodbye_too() -> N
         ({"message_bytes_max": MESSAGE_BYTES_MAX + 1}, "a message limit of 67108865 bytes is too large"),
     ],
 )
-def test_settings_that_cannot_be_used_are_refused(changes: dict[str, int], sentence: str) -> None:
+def test_settings_that_cannot_be_used_are_refused(changes: dict[str, Any], sentence: str) -> None:
     usable = SenderSettings(link_id=LINK_ID, epoch=EPOCH, previous_epoch=PREVIOUS)
     with pytest.raises(LocalProtocolError, match=sentence):
         attrs.evolve(usable, **changes)

@@ -8,17 +8,26 @@ from pathlib import Path
 
 import msgspec
 
+from tests.spec.fec_vectors import codes
 from tests.spec.frame_vectors import frames
 from tests.spec.message_vectors import cuts, messages
 from tests.spec.requirements import REQUIREMENTS_JSON, read_all, untested
 from tests.spec.requirements import as_json as requirements_as_json
+from tests.spec.security_vectors import security
 from tests.spec.tables import SESSION_MD, with_tables
 from tests.spec.vectors import FILES, VECTORS, as_json
 
 
 def vector_files() -> Iterator[tuple[Path, str]]:
     """The vectors and their schemas, as they ought to be."""
-    for name, content in (("frames", frames()), ("messages", messages()), ("cuts", cuts())):
+    contents = {
+        "frames": frames(),
+        "messages": messages(),
+        "cuts": cuts(),
+        "fec": codes(),
+        "security": security(),
+    }
+    for name, content in contents.items():
         yield VECTORS / f"{name}.json", as_json(content)
         yield VECTORS / f"{name}.schema.json", as_json(msgspec.json.schema(FILES[name]))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import attrs
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from xxhash import xxh3_64_digest
 
 from gapconn.errors import RemoteProtocolError
@@ -14,18 +15,21 @@ from gapconn.protocol.envelope import open_message
 from gapconn.protocol.fragmenter import cut_of
 from gapconn.protocol.receiver import LinkReceiver, ReceiverSettings
 from gapconn.protocol.registry import DatagramType, DropReason
+from gapconn.protocol.security import Keys, Opener, Sealer, session_key
 from gapconn.protocol.wire import Announcement, Header, encode_datagram
 from tests.protocol.frames import burst, message_of
 from tests.spec.__main__ import vector_files
 from tests.spec.frame_vectors import encode, example, printed_example
-from tests.spec.vectors import Cuts, DroppedFrame, Frame, Frames, Messages, WholeMessage, read
+from tests.spec.vectors import Cuts, DroppedFrame, Frame, Frames, Messages, SealedFrame, Security, WholeMessage, read
 
 FRAMES = read(Frames, "frames")
 MESSAGES = read(Messages, "messages")
+SECURITY = read(Security, "security")
 VECTOR_FILES = list(vector_files())
 
 each_accepted = pytest.mark.parametrize("frame", FRAMES.accepted, ids=[frame.name for frame in FRAMES.accepted])
 each_dropped = pytest.mark.parametrize("frame", FRAMES.dropped, ids=[frame.name for frame in FRAMES.dropped])
+each_sealed = pytest.mark.parametrize("vector", SECURITY.sealed, ids=[vector.name for vector in SECURITY.sealed])
 each_message = pytest.mark.parametrize("vector", MESSAGES.whole, ids=[vector.name for vector in MESSAGES.whole])
 each_damaged = pytest.mark.parametrize("vector", MESSAGES.damaged, ids=[vector.name for vector in MESSAGES.damaged])
 
@@ -45,7 +49,8 @@ def test_the_example_is_what_the_specification_prints() -> None:
 
 def test_every_type_and_every_drop_reason_has_a_frame() -> None:
     assert {frame.header["type"] for frame in FRAMES.accepted} == set(DatagramType)
-    assert {frame.reason for frame in FRAMES.dropped} == {reason.name.lower() for reason in DropReason}
+    reasons = {frame.reason for frame in FRAMES.dropped} | {frame.reason for frame in SECURITY.dropped}
+    assert reasons == {reason.name.lower() for reason in DropReason}
     names = [frame.name for frame in FRAMES.accepted] + [frame.name for frame in FRAMES.dropped]
     assert len(set(names)) == len(names)
 
@@ -164,6 +169,62 @@ def test_messages_are_cut_as_the_vectors_say() -> None:
             vector.symbol_bytes,
             vector.symbols,
         )
+
+
+@each_sealed
+@pytest.mark.req("GC-SEC-1", "GC-SEC-2")
+def test_each_step_to_a_sealed_frame_is_as_the_vector_says(vector: SealedFrame) -> None:
+    header = bytes.fromhex(vector.associated_data_hex)
+    secret = bytes.fromhex(SECURITY.secrets[str(header[15])])
+    epoch, generation = int.from_bytes(header[16:24], "big"), int.from_bytes(header[24:28], "big")
+    key = session_key(secret, link_id=7, key_id=header[15], epoch=epoch, generation=generation)
+    assert (vector.salt_hex, vector.nonce_hex) == (header[16:28].hex(), header[20:32].hex())
+    assert vector.info_hex == (b"gapconn 1 " + header[8:12] + header[15:16]).hex()
+    assert key.hex() == vector.session_key_hex
+    clear = bytes.fromhex(vector.payload_hex)
+    sealed = AESGCM(key).encrypt(bytes.fromhex(vector.nonce_hex), clear, header)
+    assert vector.hex == (header + sealed).hex() == header.hex() + vector.ciphertext_hex + vector.tag_hex
+    assert len(vector.tag_hex) == 32
+
+
+@each_sealed
+@pytest.mark.req("GC-SEC-1", "GC-SEC-2", "GC-SEC-4")
+def test_a_sealed_frame_is_what_a_sealer_makes_and_an_opener_opens(vector: SealedFrame) -> None:
+    datagram, header = bytes.fromhex(vector.hex), Header.unpack(bytes.fromhex(vector.associated_data_hex))
+    made = burst(datagram[:48] + bytes.fromhex(vector.payload_hex) + bytes(16))
+    keys = Keys(use=header.key_id, secrets=secrets_of(SECURITY))
+    rows = made.slab.layout(made.datagram_bytes, 1, trailer_bytes=16)
+    Sealer(link_id=7, epoch=header.epoch, keys=keys).protect(rows, 1)
+    assert bytes(made.bytes) == datagram
+    opener = Opener(link_id=7, keys=keys)
+    clear, reasons = opener.verify(rows, 1)
+    assert (bytes(clear[0]).hex(), reasons) == (vector.payload_hex, None)
+    payload, reason = opener.verify_one(memoryview(datagram))
+    assert (bytes(payload).hex(), reason) == (vector.payload_hex, None)
+
+
+@each_sealed
+def test_a_sealed_frame_is_accepted(vector: SealedFrame) -> None:
+    assert drops_of(sealed_receiver(), bytes.fromhex(vector.hex)) == {}
+
+
+@pytest.mark.parametrize("frame", SECURITY.dropped, ids=[frame.name for frame in SECURITY.dropped])
+@pytest.mark.req("GC-SEC-3", "GC-SEC-4", "GC-SEC-6")
+def test_a_frame_that_a_sealed_link_drops(frame: DroppedFrame) -> None:
+    receiver = sealed_receiver()
+    for earlier in frame.before:
+        receiver.receive(burst(bytes.fromhex(earlier)), 0.0)
+    assert drops_of(receiver, bytes.fromhex(frame.hex)) == {DropReason[frame.reason.upper()]: 1}
+
+
+def secrets_of(security: Security) -> dict[int, bytes]:
+    return {int(key_id): bytes.fromhex(secret) for key_id, secret in security.secrets.items()}
+
+
+def sealed_receiver() -> LinkReceiver:
+    """The egress that the sealed frames are shown to."""
+    secrets = secrets_of(SECURITY)
+    return LinkReceiver(ReceiverSettings(link_id=7, keys=Keys(use=min(secrets), secrets=secrets)), now_s=0.0)
 
 
 def fresh_receiver() -> LinkReceiver:

@@ -53,6 +53,35 @@ class Frames(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dropped: list[DroppedFrame]
 
 
+class SealedFrame(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A sealed datagram, step by step."""
+
+    name: str
+    payload_hex: str
+    """In the clear."""
+    associated_data_hex: str
+    """The header."""
+    salt_hex: str
+    info_hex: str
+    session_key_hex: str
+    """HKDF-SHA-256 of the secret that the key id names, with this salt and info."""
+    nonce_hex: str
+    ciphertext_hex: str
+    tag_hex: str
+    hex: str
+    """The datagram: associated data, ciphertext, tag."""
+
+
+class Security(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """security.json: of link 7."""
+
+    secrets: dict[str, str]
+    """By key id, in hex."""
+    sealed: list[SealedFrame]
+    """Each is taken in by a receiver that has heard nothing."""
+    dropped: list[DroppedFrame]
+
+
 class WholeMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A message and what is in it."""
 
@@ -95,10 +124,36 @@ class Cuts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cuts: list[CutOfMessage]
 
 
-FILES: dict[str, type[Frames | Messages | Cuts]] = {"frames": Frames, "messages": Messages, "cuts": Cuts}
+class Code(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The symbols of a message, and losses that can be made good."""
+
+    name: str
+    blocks: int
+    repair_symbols: int
+    """Of each block."""
+    source_hex: list[str]
+    repair_hex: list[str]
+    """In the order of their numbers."""
+    lost: list[int]
+    """Numbers of symbols, source and repair, without which the source symbols are rebuilt."""
+
+
+class Codes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """fec.json."""
+
+    codes: list[Code]
+
+
+FILES: dict[str, type[Frames | Messages | Cuts | Codes | Security]] = {
+    "frames": Frames,
+    "messages": Messages,
+    "cuts": Cuts,
+    "fec": Codes,
+    "security": Security,
+}
 """What is in each `NAME.json`; `NAME.schema.json` says the same as a JSON schema."""
 
-T = TypeVar("T", Frames, Messages, Cuts)
+T = TypeVar("T", Frames, Messages, Cuts, Codes, Security)
 
 
 def read(kind: type[T], name: str) -> T:

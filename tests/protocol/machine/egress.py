@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from gapconn.protocol.events import (
     ConflictCleared,
@@ -19,17 +19,28 @@ from gapconn.protocol.events import (
     SessionCutOff,
     SessionEnded,
     SessionFollowed,
+    UnverifiedCleared,
+    UnverifiedDetected,
 )
 from gapconn.protocol.receiver import LinkReceiver, Progress, ReceiverSettings
+from gapconn.protocol.security import Keys
 from gapconn.testing.memory_gap import bursts_of
 from tests.protocol.machine import oracle
 from tests.protocol.machine.ledger import plain_run
 from tests.protocol.machine.oracle import EgressLimits, ReceiverOracle, Stored
 
 
-def charge(symbols: int, symbol_bytes: int) -> int:
-    """How the core counts the memory of a message: its symbols, and a byte each to tell whether it is there."""
-    return symbols * (symbol_bytes + 1)
+def charge(cut: tuple[int, ...]) -> int:
+    """How the core counts the memory of a message: its symbols, a byte each to tell whether it is there, and two for
+    each block."""
+    message_bytes, symbol_bytes, blocks, repair_symbols = cut
+    symbols = -(-message_bytes // symbol_bytes) + blocks * repair_symbols
+    return symbols * (symbol_bytes + 1) + 2 * blocks
+
+
+def keys_of(secrets: Mapping[int, bytes], use: int | None = None) -> Keys:
+    """The keys for the core. An egress does not care which of them is in use."""
+    return Keys(use=use or min(secrets), secrets=secrets)
 
 
 class Egress:
@@ -40,9 +51,18 @@ class Egress:
         burst_max: How many equal datagrams it is given in one burst at the most.
         now_s: The time.
         saved: The stored state of an earlier life.
+        secrets: Of a sealed link.
     """
 
-    def __init__(self, limits: EgressLimits, *, burst_max: int, now_s: float, saved: Progress | None = None) -> None:
+    def __init__(
+        self,
+        limits: EgressLimits,
+        *,
+        burst_max: int,
+        now_s: float,
+        saved: Progress | None = None,
+        secrets: Mapping[int, bytes] | None = None,
+    ) -> None:
         self.receiver = LinkReceiver(
             ReceiverSettings(
                 link_id=limits.link_id,
@@ -50,6 +70,7 @@ class Egress:
                 reorder_timeout_s=limits.reorder_timeout_s,
                 reassembly_bytes_max=limits.reassembly_bytes_max,
                 message_bytes_max=limits.message_bytes_max,
+                keys=keys_of(secrets) if secrets else None,
             ),
             now_s=now_s,
             resume=saved,
@@ -63,6 +84,7 @@ class Egress:
                 positions=dict(saved.positions),
             )
         self.oracle = ReceiverOracle(limits, charge, now_s=now_s, stored=stored)
+        self.oracle.secrets = secrets or {}
         self.limits = limits
         self._burst_max = burst_max
         self._fed = 0
@@ -75,6 +97,11 @@ class Egress:
         for datagram in datagrams:
             self.oracle.receive(datagram, now_s)
         self._fed += len(datagrams)
+
+    def use_secrets(self, secrets: Mapping[int, bytes]) -> None:
+        """The key file has other secrets now."""
+        self.receiver.use_keys(keys_of(secrets))
+        self.oracle.secrets = secrets
 
     def pass_time(self, now_s: float) -> None:
         """The timer is called."""
@@ -106,6 +133,9 @@ class Egress:
         assert (receiver.next_message, receiver.next_record) == (owed.next, owed.records_seen)
         assert (receiver.epoch, receiver.state.value) == (owed.followed, owed.state)
         assert receiver.conflict == owed.conflict, "GC-SESS-11"
+        assert receiver.unverified == (owed.unverified_heard is not None), "GC-SEC-8"
+        counts = receiver.counters
+        assert (counts.messages_rebuilt, counts.symbols_rebuilt) == (owed.messages_rebuilt, owed.symbols_rebuilt)
         assert receiver.silent_s(now_s) == owed.now - owed.last_heard
         assert (receiver.held_bytes, receiver.held_messages) == (owed.held_bytes, len(owed.held))
         assert receiver.held_bytes <= self.limits.reassembly_bytes_max, "GC-LIM-1"
@@ -118,7 +148,7 @@ class Egress:
         return {reason.name.lower(): count for reason, count in self.receiver.counters.dropped.items() if count}
 
 
-def _plain(event: Event) -> oracle.Event:  # noqa: C901, PLR0911 - one answer for each kind
+def _plain(event: Event) -> oracle.Event:  # noqa: C901, PLR0911, PLR0912 - one answer for each kind
     """An event of the core as the oracle tells it."""
     match event:
         case SessionFollowed():
@@ -137,6 +167,10 @@ def _plain(event: Event) -> oracle.Event:  # noqa: C901, PLR0911 - one answer fo
             return ("cleared", event.rival_epoch)
         case ForeignLinkDetected():
             return ("foreign", event.link_id)
+        case UnverifiedDetected():
+            return ("unverified", event.reason.name.lower(), event.key_id)
+        case UnverifiedCleared():
+            return ("unverified cleared",)
         case MessagesLost():
             return ("lost", event.epoch, event.first, event.last, event.cause.name.lower())
         case RecordsLost():
@@ -159,6 +193,8 @@ _TOPICS = {
     "conflict": "rivals",
     "cleared": "rivals",
     "foreign": "foreign links",
+    "unverified": "unverified",
+    "unverified cleared": "unverified",
 }
 
 

@@ -10,6 +10,7 @@ from xxhash import xxh3_64_digest
 
 from gapconn.testing.memory_gap import Fate
 from tests.protocol.machine.oracle import DATA, Announcement, Datagram
+from tests.protocol.sealing import OTHER_SECRET, seal
 
 Stroke: TypeAlias = list[Any]
 """What happens to neighbouring datagrams: `[kind, where it begins in thousandths, how many, how much]`."""
@@ -22,28 +23,30 @@ CHANGED_FIELDS: dict[str, dict[str, int]] = {
     "sealed": {"flags": 1},
     "unknown type": {"type": 9},
     "unknown flag": {"flags": 4},
-    "reserved": {"reserved": 1},
+    "key without seal": {"key_id": 1},
     "epoch 0": {"epoch": 0},
     "sequence": {"sequence": 2**63},
 }
 CHANGED_SYMBOL_FIELDS: dict[str, dict[str, int]] = {
-    "no source symbols": {"source_symbols": 0},
-    "too many symbols": {"repair_symbols": 255, "source_symbols": 2},
-    "index": {"index": 255},
-    "block": {"block": 2**31},
+    "no blocks": {"blocks": 0},
+    "more blocks than symbols": {"blocks": 2**16 - 1},
+    "too many repair symbols": {"repair_symbols": 255},
+    "symbol behind the last": {"symbol": 2**32 - 1},
     "short message": {"message_length": 32},
     "message above sequence": {"message": 2**62},
     "symbol length": {"symbol_length": 1},
 }
-CHANGED_ANNOUNCEMENTS: dict[str, dict[str, int]] = {
+CHANGED_ANNOUNCEMENTS: dict[str, dict[str, Any]] = {
     "no heartbeat": {"heartbeat_interval": 0},
     "short timeout": {"interruption_timeout": 1},
     "phase": {"phase": 9},
     "previous epoch": {"previous_epoch": 2**64 - 1},
     "messages above sequence": {"messages_sent": 2**40},
-    "reserved word": {"reserved": 1},
+    "reserved field": {"reserved": bytes(11) + b"\1"},
 }
-INJECTIONS = ("foreign", "noise", *CHANGED_FIELDS, *CHANGED_SYMBOL_FIELDS, *CHANGED_ANNOUNCEMENTS)
+SEALINGS = ("not sealed", "another secret", "another key")
+"""Of a sealed link: what is wrong with how a datagram is sealed."""
+INJECTIONS = ("foreign", "noise", *SEALINGS, *CHANGED_FIELDS, *CHANGED_SYMBOL_FIELDS, *CHANGED_ANNOUNCEMENTS)
 
 
 def fate_of(kind: str, amount: int) -> Fate:
@@ -80,6 +83,8 @@ def injected(kind: str, overheard: Sequence[bytes], where: int) -> bytes | None:
 
     All but noise have a check that fits, so that each gets as far as the rule that it breaks.
     """
+    if kind in SEALINGS:
+        return None
     if kind == "noise":
         return b"".join(xxh3_64_digest(f"{where} {i}".encode()) for i in range(64))[: where % 320]
     wanted = [raw for raw in overheard if _suits(kind, raw)]
@@ -94,6 +99,23 @@ def injected(kind: str, overheard: Sequence[bytes], where: int) -> bytes | None:
         return datagram.with_payload(said.pack())
     changes = CHANGED_FIELDS.get(kind) or CHANGED_SYMBOL_FIELDS[kind]
     return attrs.evolve(datagram, **changes).with_payload(payload)
+
+
+def injected_sealed(kind: str, overheard: Sequence[bytes], where: int) -> bytes | None:
+    """The same for a sealed link; what was overheard is given without its seal."""
+    if kind in SEALINGS:
+        if not overheard:
+            return None
+        raw = overheard[where * len(overheard) // 1_000]
+        match kind:
+            case "not sealed":
+                return raw
+            case "another secret":
+                return seal(raw, OTHER_SECRET)
+            case _:
+                return seal(raw, OTHER_SECRET, 9)
+    raw_or_none = injected(kind, overheard, where)
+    return raw_or_none if raw_or_none is None or kind == "noise" else seal(raw_or_none)
 
 
 def _suits(kind: str, raw: bytes) -> bool:

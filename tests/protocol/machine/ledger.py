@@ -24,6 +24,8 @@ from gapconn.protocol.events import (
     SessionCutOff,
     SessionEnded,
     SessionFollowed,
+    UnverifiedCleared,
+    UnverifiedDetected,
 )
 from gapconn.protocol.receiver import Progress
 from tests.protocol.machine.oracle import POSITIONS, PlainRun, SenderOracle, StreamPartition
@@ -129,6 +131,8 @@ class Ledger:
                 | SessionCutOff()
                 | ConflictDetected()
                 | ConflictCleared()
+                | UnverifiedDetected()
+                | UnverifiedCleared()
             ):
                 self._reach(type(event).__name__)
 

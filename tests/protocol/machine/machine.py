@@ -42,8 +42,10 @@ class LinkMachine(RuleBasedStateMachine):
         reassembly_bytes_max=st.sampled_from([1 << 20, 50_000, 16_000]),
         message_bytes_max=st.sampled_from([SENT_MESSAGE_BYTES_MAX, 30_000]),
         burst_max=st.sampled_from([1, 3, 64]),
+        repair_share=st.sampled_from([0, 0, 1_000, 8_000]),
+        sealed=st.booleans(),
     )
-    def begin(self, **arguments: int) -> None:
+    def begin(self, **arguments: Any) -> None:
         self._arguments = arguments
         self._world = World(**arguments, mark=event)
         self._do("start_ingress", host=0, keep=False)
@@ -146,6 +148,15 @@ class LinkMachine(RuleBasedStateMachine):
     @rule(host=hosts)
     def kill_ingress(self, host: int) -> None:
         self._do("kill_ingress", host=self._active(host))
+
+    @rule(host=hosts, key_id=st.sampled_from([1, 2]), size=sizes, keys=st.sampled_from([[1, 2], [1], [2]]))
+    def change_key(self, host: int, key_id: int, size: int, keys: list[int]) -> None:
+        """In the midst of a message, as its datagrams are built burst by burst; the egress may not have it."""
+        host = self._active(host)
+        self._do("give_keys", key_ids=keys)
+        self._do("use_key", host=host, key_id=key_id)
+        self._do("send", host=host, parts=[[0, 1]], plain=1, size=size, commit=True, strokes=[])
+        self._do("give_keys", key_ids=[1, 2])
 
     @rule(ms=st.sampled_from([-5_000, 5_000]))
     def set_wall_clock(self, ms: int) -> None:

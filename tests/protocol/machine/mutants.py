@@ -14,11 +14,22 @@ import attrs
 import msgspec
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
 from gapconn.errors import LocalProtocolError
-from gapconn.protocol import envelope, fragmenter, positions, reassembler, sender, sequence, states
+from gapconn.protocol import (
+    envelope,
+    fragmenter,
+    positions,
+    protection,
+    reassembler,
+    security,
+    sender,
+    sequence,
+    states,
+)
 from gapconn.protocol.envelope import Message, Run
 from gapconn.protocol.events import ConflictDetected
 from gapconn.protocol.follower import Follower
@@ -27,6 +38,7 @@ from gapconn.protocol.positions import DeliveredPositions, SentPositions, Standi
 from gapconn.protocol.reassembler import Reassembler
 from gapconn.protocol.receiver import LinkReceiver
 from gapconn.protocol.registry import DatagramType, DropReason, LossCause, Phase
+from gapconn.protocol.security import Keys, Opener, Sealer
 from gapconn.protocol.sender import LinkSender, SenderSettings
 from gapconn.protocol.sequence import SequenceWindow
 from gapconn.protocol.states import (
@@ -48,7 +60,9 @@ Mutant: TypeAlias = Callable[[Patch], None]
 
 def a_message_without_its_last_symbol_is_complete(patch: Patch) -> None:
     def complete(self: Any) -> bool:
-        return bool(self.arrived >= max(1, len(self.symbols) - 1))
+        if self._patchwork is not None:
+            return bool(self._patchwork.needs.sum() <= 1)
+        return bool(self._in_front >= max(1, len(self.symbols) - 1))
 
     patch.setattr(reassembler._Partial, "complete", property(complete))
 
@@ -117,11 +131,10 @@ def the_check_of_datagrams_is_skipped(patch: Patch) -> None:
 
 
 def every_damaged_datagram_is_bad_check(patch: Patch) -> None:
-    def simple(self: LinkReceiver, matrix: NDArray[np.uint8]) -> None:
-        if len(matrix):
-            self._drop(DropReason.BAD_CHECK, len(matrix))
+    def simple(matrix: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.full(len(matrix), DropReason.BAD_CHECK, np.uint8)
 
-    patch.setattr(LinkReceiver, "_drop_damaged", simple)
+    patch.setattr(protection, "_reasons_of_damaged", simple)
 
 
 def unknown_flags_are_ignored(patch: Patch) -> None:
@@ -150,12 +163,11 @@ def the_headers_of_ip_are_forgotten(patch: Patch) -> None:
     patch.setattr(SenderSettings, "datagram_bytes_max", property(lambda self: self.mtu_bytes))
 
 
-def an_index_beyond_the_block_is_taken(patch: Patch) -> None:
+def a_symbol_behind_the_last_is_taken(patch: Patch) -> None:
     well_formed = Header.well_formed
 
     def lax(self: Header, payload_bytes: int, count: int = 1) -> bool:
-        symbols = self.source_symbols + self.repair_symbols
-        return well_formed(attrs.evolve(self, index=min(self.index, max(0, symbols - count))), payload_bytes, count)
+        return well_formed(attrs.evolve(self, symbol=0), payload_bytes, 1)
 
     patch.setattr(Header, "well_formed", lax)
 
@@ -302,8 +314,8 @@ def the_link_is_not_restored_by_another_session(patch: Patch) -> None:
 def symbols_have_the_greatest_length(patch: Patch) -> None:
     cut_of = fragmenter.cut_of
 
-    def unequal(message_bytes: int, symbol_bytes_max: int, rows_max: int) -> Cut:
-        cut = cut_of(message_bytes, symbol_bytes_max, rows_max)
+    def unequal(message_bytes: int, symbol_bytes_max: int, *rest: int) -> Cut:
+        cut = cut_of(message_bytes, symbol_bytes_max, *rest)
         symbol_bytes = min(symbol_bytes_max, message_bytes)
         return attrs.evolve(cut, symbol_bytes=symbol_bytes, symbols=-(-message_bytes // symbol_bytes))
 
@@ -328,8 +340,8 @@ def a_symbol_that_contradicts_is_taken(patch: Patch) -> None:
 
     def lax(self: Reassembler, header: Header, payloads: NDArray[np.uint8], now_s: float) -> Any:
         held = self._held.get(header.message)
-        if held is not None and held.symbol_bytes == header.symbol_bytes:
-            header = attrs.evolve(header, message_bytes=held.message_bytes)
+        if held is not None and held.cut[1:] == (header.symbol_bytes, header.blocks, header.repair_symbols):
+            header = attrs.evolve(header, message_bytes=held.cut[0])
         return add(self, header, payloads, now_s)
 
     patch.setattr(Reassembler, "add", lax)
@@ -617,3 +629,108 @@ def _receiver_entry(
     patch: Patch, state: ReceiverState, what: ReceiverInput, effect: ReceiverEffect, following: ReceiverState
 ) -> None:
     patch.setitem(states.RECEIVER_TABLE, (state, what), (effect, following))
+
+
+# -- security.md ----------------------------------------------------------------------------------------------
+
+
+def the_header_is_not_covered(patch: Patch) -> None:
+    patch.setattr(security, "AESGCM", lambda key: _Unassociated(AESGCM(key)))
+
+
+class _Unassociated:
+    """AES-256-GCM that leaves the associated data out."""
+
+    def __init__(self, cipher: AESGCM) -> None:
+        self._cipher = cipher
+
+    def encrypt_into(self, nonce: Any, data: Any, associated: Any, buffer: Any) -> int:
+        return self._cipher.encrypt_into(nonce, data, b"", buffer)
+
+    def decrypt_into(self, nonce: Any, data: Any, associated: Any, buffer: Any) -> int:
+        return self._cipher.decrypt_into(nonce, data, b"", buffer)
+
+    def decrypt(self, nonce: Any, data: Any, associated: Any) -> bytes:
+        return self._cipher.decrypt(nonce, data, b"")
+
+
+def all_sessions_have_one_key(patch: Patch) -> None:
+    session_key = security.session_key
+
+    def same(secret: bytes, *, link_id: int, key_id: int, epoch: int, generation: int) -> bytes:
+        return session_key(secret, link_id=link_id, key_id=key_id, epoch=1, generation=generation)
+
+    patch.setattr(security, "session_key", same)
+
+
+def a_tag_that_does_not_fit_is_taken(patch: Patch) -> None:
+    """Where the datagram comes in a burst."""
+    open_each = Opener._open_each
+
+    def trusting(self: Opener, *arguments: Any) -> list[int]:
+        return [0] * len(open_each(self, *arguments))
+
+    patch.setattr(Opener, "_open_each", trusting)
+
+
+def an_unknown_key_is_a_bad_check(patch: Patch) -> None:
+    cipher_for = Opener._cipher_for
+
+    def simple(self: Opener, header: memoryview) -> Any:
+        found = cipher_for(self, header)
+        return DropReason.BAD_CHECK if found is DropReason.UNKNOWN_KEY else found
+
+    patch.setattr(Opener, "_cipher_for", simple)
+
+
+def the_key_stays_the_first(patch: Patch) -> None:
+    use = Sealer.use
+    patch.setattr(Sealer, "use", lambda self, keys: None if hasattr(self, "key_id") else use(self, keys))
+
+
+def an_old_key_is_never_forgotten(patch: Patch) -> None:
+    use = Opener.use
+
+    def keeping(self: Opener, keys: Keys) -> None:
+        use(self, attrs.evolve(keys, secrets={**self._secrets, **keys.secrets}))
+
+    patch.setattr(Opener, "use", keeping)
+
+
+def what_is_not_sealed_is_taken(patch: Patch) -> None:
+    verify_one = Opener.verify_one
+
+    def falling_back(self: Opener, datagram: memoryview) -> Any:
+        payload, reason = verify_one(self, datagram)
+        return (datagram[48:-8], None) if reason is DropReason.WRONG_SECURITY_MODE else (payload, reason)
+
+    refusal = LinkReceiver._refusal
+
+    def lax(self: LinkReceiver, header: Header) -> DropReason | None:
+        return refusal(self, attrs.evolve(header, flags=header.flags | self._verifier.flags))
+
+    patch.setattr(Opener, "verify_one", falling_back)
+    patch.setattr(LinkReceiver, "_refusal", lax)
+
+
+def an_alarm_can_be_forged_while_the_link_is_heard(patch: Patch) -> None:
+    note = LinkReceiver._note_unverified
+
+    def always(self: LinkReceiver, header: Header, reason: DropReason, now_s: float) -> None:
+        state, self._follower._machine.state = self._follower._machine.state, ReceiverState.INTERRUPTED
+        note(self, header, reason, now_s)
+        self._follower._machine.state = state
+
+    patch.setattr(LinkReceiver, "_note_unverified", always)
+
+
+def a_copy_is_a_sign_of_life(patch: Patch) -> None:
+    take_sequence = LinkReceiver._take_sequence
+
+    def lively(self: LinkReceiver, first: int, count: int) -> list[tuple[int, int]]:
+        new = take_sequence(self, first, count)
+        if not new:
+            self._follower._last_heard_s = self._now_s
+        return new
+
+    patch.setattr(LinkReceiver, "_take_sequence", lively)

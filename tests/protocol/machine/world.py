@@ -29,10 +29,11 @@ from gapconn.protocol.states import SenderState
 from gapconn.protocol.wire import Burst, Slab
 from gapconn.testing.memory_gap import Fate, MemoryGap, datagrams_of
 from tests.protocol.machine import oracle
-from tests.protocol.machine.egress import Egress
-from tests.protocol.machine.forgery import Stroke, fate_of, forged, injected
+from tests.protocol.machine.egress import Egress, keys_of
+from tests.protocol.machine.forgery import Stroke, fate_of, forged, injected, injected_sealed
 from tests.protocol.machine.ledger import Accepted, Ledger, plain_run
 from tests.protocol.machine.oracle import EgressLimits, SenderOracle, StreamPartition
+from tests.protocol.sealing import SECRETS, seal, unseal, unsealed
 
 Step: TypeAlias = list[Any]
 """`[name of an operation, its arguments by name]`."""
@@ -82,6 +83,8 @@ class Ingress:
     """Records of each partition that were read in this session, those committed before included."""
     last_sent: dict[int, int] = attrs.field(factory=dict)
     """The last position sent in this session, by partition."""
+    key_id: int = 1
+    """The key that it seals with, where the link is sealed."""
 
     @property
     def running(self) -> bool:
@@ -120,6 +123,8 @@ class World:
         reassembly_bytes_max: Memory of the egress.
         message_bytes_max: The longest message that the egress takes. Ingresses send up to `SENT_MESSAGE_BYTES_MAX`.
         burst_max: How many equal datagrams the egress is given in one burst at the most.
+        repair_share: Repair symbols that the ingresses send, in hundredths of a percent.
+        sealed: Whether the link is sealed.
         mark: Called with the name of each noteworthy thing that happens.
     """
 
@@ -129,6 +134,8 @@ class World:
         reassembly_bytes_max: int = 1 << 20,
         message_bytes_max: int = SENT_MESSAGE_BYTES_MAX,
         burst_max: int = 64,
+        repair_share: int = 0,
+        sealed: bool = False,
         mark: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.steps: list[Step] = []
@@ -138,9 +145,11 @@ class World:
         self.ingresses = [Ingress(name) for name in ("north", "south", "east")]
         self._mark = mark
         self._burst_max = burst_max
+        self._repair_share = repair_share
         self._gap = MemoryGap()
         self._overheard: deque[bytes] = deque(maxlen=2_000)
         """Datagrams as they were sent."""
+        self._sealed = sealed
         self._wall_ms = 1_000_000
         self.sessions: dict[int, SenderOracle] = {}
         self._logs: dict[StreamPartition, list[int]] = {}
@@ -154,7 +163,10 @@ class World:
             jump_unconfirmed_max=JUMP_UNCONFIRMED_MAX,
             messages_held_max=MESSAGES_HELD_MAX,
             positions_tracked_max=POSITIONS_TRACKED_MAX,
+            sealed=sealed,
         )
+        self._secrets = {1: SECRETS[1], 2: SECRETS[2]} if sealed else None
+        """Those that the egress has."""
         self._saved: Progress | None = None
         """The egress's stored state."""
         self._begin_egress_life(accepted=set())
@@ -185,6 +197,8 @@ class World:
                 interruption_timeout_s=TIMEOUT_TICKS * TICK_S,
                 mtu_bytes=mtu,
                 message_bytes_max=SENT_MESSAGE_BYTES_MAX,
+                repair_share=self._repair_share,
+                keys=keys_of(SECRETS, ingress.key_id) if self._sealed else None,
             )
         )
         ingress.reads = self.sessions[epoch] = SenderOracle(
@@ -192,10 +206,12 @@ class World:
             epoch=epoch,
             previous_epoch=stored,
             mtu=mtu,
+            repair_share=self._repair_share,
             heartbeat_s=HEARTBEAT_TICKS * TICK_S,
             timeout_s=TIMEOUT_TICKS * TICK_S,
             now_s=self.now_s,
             positions_tracked_max=POSITIONS_TRACKED_MAX,
+            sealed=self._sealed,
         )
         ingress.read, ingress.last_sent = dict(ingress.committed), {}
         ingress.read.pop(VOLATILE, None)
@@ -307,6 +323,21 @@ class World:
         ingress.last_sent.pop(VOLATILE, None)
 
     @operation
+    def use_key(self, *, host: int, key_id: int) -> None:
+        """An ingress of a sealed link seals with another key from now on, whether the egress has it or not."""
+        ingress = self.ingresses[host]
+        ingress.key_id = key_id
+        if self._sealed and ingress.sender is not None:
+            ingress.sender.use_keys(keys_of(SECRETS, key_id))
+
+    @operation
+    def give_keys(self, *, key_ids: list[int]) -> None:
+        """The egress of a sealed link has these keys from now on."""
+        if self._sealed:
+            self._secrets = {key_id: SECRETS[key_id] for key_id in key_ids}
+            self._egress.use_secrets(self._secrets)
+
+    @operation
     def outage(self, *, host: int, messages: int) -> None:
         """Long messages are sent while nothing passes the gap."""
         for _ in range(messages):
@@ -325,7 +356,10 @@ class World:
     @operation
     def inject(self, *, kind: str, where: int) -> None:
         """A datagram arrives that no ingress of this link sent so."""
-        datagram = injected(kind, self._overheard, where)
+        if self._sealed:
+            datagram = injected_sealed(kind, [unsealed(raw) for raw in self._overheard], where)
+        else:
+            datagram = injected(kind, self._overheard, where)
         if datagram is not None:
             self._egress.feed([datagram], self.now_s)
             self._reach(f"injected {kind}")
@@ -418,11 +452,14 @@ class World:
     # == how it works =========================================================================================
 
     def _begin_egress_life(self, *, accepted: Accepted) -> None:
-        self._egress = Egress(self._limits, burst_max=self._burst_max, now_s=self.now_s, saved=self._saved)
+        self._egress = Egress(
+            self._limits, burst_max=self._burst_max, now_s=self.now_s, saved=self._saved, secrets=self._secrets
+        )
         self._ledger = Ledger(
             sessions=self.sessions, logs=self._logs, accepted=accepted, saved=self._saved, reach=self._reach
         )
         self._drops_reached: set[str] = set()
+        self._rebuilt = 0
 
     @property
     def receiver(self) -> LinkReceiver:
@@ -447,17 +484,27 @@ class World:
         assert ingress.reads is not None
         datagrams = [datagram for burst in bursts for datagram in datagrams_of(burst)]
         for datagram in datagrams:
-            ingress.reads.read(datagram, self.now_s)
+            if self._sealed:
+                assert datagram[4:6] == b"\0\1", "GC-SEC-1"
+                assert datagram[15] == ingress.key_id, "GC-SEC-4"
+                assert unseal(datagram) is not None, "GC-SEC-1"
+            ingress.reads.read(unsealed(datagram) if self._sealed else datagram, self.now_s)
         self._overheard += datagrams
         fates: dict[int, Fate] = {}
         for kind, where, count, amount in strokes:
             first = where * len(datagrams) // 1_000
             for place in range(first, min(first + count, len(datagrams))):
                 if kind in ("spoil", "contradict"):
-                    datagrams[place] = forged(kind, datagrams[place], amount)
+                    datagrams[place] = self._forged(kind, datagrams[place], amount)
                 else:
                     fates[place] = fate_of(kind, amount)
         self._gap.send(datagrams, self.now_s, fates)
+
+    def _forged(self, kind: str, datagram: bytes, amount: int) -> bytes:
+        if self._sealed:
+            key_id = datagram[15]
+            return seal(forged(kind, unsealed(datagram), amount), SECRETS[key_id], key_id)
+        return forged(kind, datagram, amount)
 
     def _arrive(self) -> None:
         self._egress.feed(self._gap.arrive(self.now_s), self.now_s)
@@ -488,6 +535,9 @@ class World:
         for ingress in self.ingresses:
             if ingress.running and ingress.reads is not None:
                 assert self.now_s - ingress.reads.last_said_s <= HEARTBEAT_TICKS * TICK_S, "GC-TIME-1"
+        if self.receiver.counters.messages_rebuilt > self._rebuilt:
+            self._rebuilt = self.receiver.counters.messages_rebuilt
+            self._reach("rebuilt")
         for event in self._egress.check(self.now_s):
             self._ledger.enter(event, self._egress.oracle.chains_begun)
         for reason in self._egress.dropped.keys() - self._drops_reached:
