@@ -10,6 +10,7 @@ from prometheus_client.metrics_core import Metric
 
 from gapconn import __version__
 from gapconn.admin.metrics import counter, counters, gauge
+from gapconn.admin.view import bodies
 from gapconn.protocol.states import SenderState
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class IngressView:
                 "records": counts.records,
                 "heartbeats": counts.heartbeats,
             },
+            "bodies": bodies(counts.plain_body_bytes, counts.body_bytes),
             "send_stalls": ingress.socket.stalls,
             "source": {
                 "type": ingress.source_type,
@@ -77,6 +79,10 @@ class IngressView:
         yield counter("gapconn_sent_bytes_total", "UDP payload built for the gap, in bytes.", counts.bytes)
         yield counter("gapconn_messages_sent_total", "Messages sent.", counts.messages)
         yield counter("gapconn_records_sent_total", "Records sent.", counts.records)
+        yield counter(
+            "gapconn_body_bytes_total", "Bodies of messages as they cross, compressed or not.", counts.body_bytes
+        )
+        yield counter("gapconn_plain_body_bytes_total", "The same before compression.", counts.plain_body_bytes)
         yield counter("gapconn_heartbeats_sent_total", "HeartBeats sent.", counts.heartbeats)
         yield counter(
             "gapconn_send_stalls_total",

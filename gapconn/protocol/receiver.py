@@ -85,7 +85,10 @@ class ReceiverCounters:
     """Of sessions that are over; see `LinkReceiver.datagrams_missed` for all."""
     messages: int = 0
     records: int = 0
-    message_bytes: int = 0
+    body_bytes: int = 0
+    """Bodies of messages that arrived whole, as they crossed."""
+    plain_body_bytes: int = 0
+    """The same bodies when inflated, as the messages announce it."""
     messages_lost: Counter[LossCause] = attrs.field(factory=Counter)
     records_lost: int = 0
     records_missing_ranges: int = 0
@@ -484,7 +487,8 @@ class LinkReceiver:
             )
         self.counters.messages += 1
         self.counters.records += message.record_count
-        self.counters.message_bytes += len(message.body)
+        self.counters.body_bytes += len(message.body)
+        self.counters.plain_body_bytes += message.plain_bytes or len(message.body)
         self._events.append(
             MessageDelivered(
                 epoch=self._session_epoch,
@@ -495,6 +499,8 @@ class LinkReceiver:
                 already_delivered=already,
                 positions=self._positions.of(message.runs),
                 body=message.body,
+                compression=message.compression,
+                plain_bytes=message.plain_bytes,
             )
         )
 

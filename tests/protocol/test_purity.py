@@ -23,6 +23,8 @@ ALLOWED = {
     "msgspec",
     "numpy",
     "xxhash",
+    "lz4.block",
+    "zstandard",
     "gapconn.errors",
     "gapconn.protocol",
 }
