@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import trio
 
-INLINE_BYTES_MAX = 64 * 1024
+INLINE_BYTES_MAX = 16 * 1024
 """Up to here, going over so much data takes less than the way to a thread and back (about 0.1 ms)."""
 
 T = TypeVar("T")
