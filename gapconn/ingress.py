@@ -184,10 +184,10 @@ class Ingress:
         compressed = await self._compress(batch)
 
         def write_body(buffer: bytearray, offset: int) -> None:
-            if compressed is None:
+            if self._compressor is None:
                 encode_batch(batch, buffer, offset)
             else:
-                buffer[offset:] = compressed
+                buffer[offset:] = compressed or self._plain
 
         try:
             self.core.compose(

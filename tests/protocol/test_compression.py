@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gapconn.errors import LocalProtocolError, RemoteProtocolError
+from gapconn.protocol import compression
 from gapconn.protocol.compression import ZSTD_LEVEL_MAX, ZSTD_LEVEL_MIN, Compressor, inflate
 from gapconn.protocol.registry import Compression
 from gapconn.protocol.sender import LinkSender, SenderSettings
@@ -115,20 +116,20 @@ def test_any_bytes_are_inflated_or_refused(body: bytes, method: Compression, ann
 
 
 def zstd_bomb() -> bytes:
-    """Says nothing of its size, and is a gigabyte."""
+    """Says nothing of its size, and inflates to 64 MiB."""
     packer = zstandard.ZstdCompressor(level=1).compressobj()
     zeros = bytes(1 << 20)
-    return b"".join(packer.compress(zeros) for _ in range(1024)) + packer.flush()
+    return b"".join(packer.compress(zeros) for _ in range(64)) + packer.flush()
 
 
 HOSTILE: dict[str, tuple[Compression, Callable[[], bytes], int]] = {
     "a zstd bomb": (Compression.ZSTD, zstd_bomb, 1_000),
-    "a zstd frame that states its gigabyte": (
+    "a zstd frame that states its 64 MiB": (
         Compression.ZSTD,
-        lambda: zstandard.ZstdCompressor(level=1).compress(bytes(1 << 28)),
+        lambda: zstandard.ZstdCompressor(level=1).compress(bytes(1 << 26)),
         1_000,
     ),
-    "an lz4 bomb": (Compression.LZ4, lambda: lz4.block.compress(bytes(1 << 28), store_size=False), 1_000),
+    "an lz4 bomb": (Compression.LZ4, lambda: lz4.block.compress(bytes(1 << 26), store_size=False), 1_000),
     "more than it announces": (Compression.ZSTD, lambda: compressed(TEXT, Compression.ZSTD), len(TEXT) - 1),
     "less than it announces": (Compression.ZSTD, lambda: compressed(TEXT, Compression.ZSTD), len(TEXT) + 1),
     "more than it announces, lz4": (Compression.LZ4, lambda: compressed(TEXT, Compression.LZ4), len(TEXT) - 1),
@@ -182,3 +183,36 @@ def test_a_body_that_was_too_long_is_refused_however_small_it_became() -> None:
         sender.compose([], 1, write, 0.0, compression=Compression.ZSTD, plain_bytes=65_536)
     assert sender.compose([], 1, write, 0.0, compression=Compression.ZSTD, plain_bytes=65_000) == 0
     assert (sender.counters.body_bytes, sender.counters.plain_body_bytes) == (5, 65_000)
+
+
+def _trusting_zstd(body: memoryview, plain_bytes: int) -> bytes:
+    return zstandard.ZstdDecompressor().decompress(body)
+
+
+def _generous_zstd(body: memoryview, plain_bytes: int) -> bytes:
+    return zstandard.ZstdDecompressor().decompressobj().decompress(body)
+
+
+def _padding_lz4(body: memoryview, plain_bytes: int) -> bytes:
+    plain: bytes = lz4.block.decompress(body, uncompressed_size=max(plain_bytes, 1 << 25))
+    return plain[:plain_bytes]
+
+
+@pytest.mark.parametrize(
+    ("place", "bug"),
+    [("_inflate_zstd", _trusting_zstd), ("_inflate_zstd", _generous_zstd), ("_inflate_lz4", _padding_lz4)],
+)
+@pytest.mark.req("GC-COMP-3")
+def test_a_seeded_bug_is_found(place: str, bug: Callable[[memoryview, int], bytes]) -> None:
+    """The hostile bodies are hostile: what trusts them is caught by one of them."""
+    method = Compression.ZSTD if "zstd" in place else Compression.LZ4
+    caught = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compression, place, bug)
+        for name, (of, make, announced) in HOSTILE.items():
+            if of == method:
+                try:
+                    refusal(make(), method, announced)
+                except (AssertionError, pytest.fail.Exception):
+                    caught.append(name)
+    assert caught
