@@ -204,6 +204,7 @@ def _serve(serve: Callable[[Pair], Awaitable[None]], file: Path, role: Role) -> 
 
     from gapconn.config import load_pair
     from gapconn.logs import configure_logging
+    from gapconn.memory import keep_freed_memory
 
     try:
         pair = load_pair(file, os.environ, role=role)
@@ -211,6 +212,7 @@ def _serve(serve: Callable[[Pair], Awaitable[None]], file: Path, role: Role) -> 
         _print_problems(error.problems)
         sys.exit(EXIT_USAGE)
     configure_logging(pair.log)
+    keep_freed_memory()
     try:
         trio.run(serve, pair)
     except BaseException as error:  # the groups of Trio's nurseries may hold a KeyboardInterrupt beside others

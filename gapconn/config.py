@@ -23,6 +23,7 @@ from attrs.validators import ge, le
 
 from gapconn.errors import ConfigError
 from gapconn.plugins import PluginRegistry
+from gapconn.protocol.compression import ZSTD_LEVEL_MAX, ZSTD_LEVEL_MIN
 from gapconn.sinks import SINKS, Sink
 from gapconn.sources import SOURCES, Source
 from gapconn.structuring import Given, structure, unstructure
@@ -89,8 +90,8 @@ def _three_heartbeats(link: Link) -> Seconds:
 
 
 def _batch_default(link: Link) -> Bytes:
-    """`"256 KiB"`, or `message_bytes_max` if that is less"""
-    return Bytes(min(256 * 1024, link.message_bytes_max))
+    """`"1 MiB"`, or `message_bytes_max` if that is less"""
+    return Bytes(min(1024 * 1024, link.message_bytes_max))
 
 
 def _reassembly_default(link: Link) -> Bytes:
@@ -275,6 +276,17 @@ class Link:
         "lost with one datagram.",
         allowed='"1 KiB" to `message_bytes_max`',
         validator=[ge(1024), _fits_a_message],
+    )
+    compression: Literal["none", "zstd", "lz4"] = option(
+        default="none",
+        help="How the ingress compresses each message; one that would not get smaller crosses as it is. The egress "
+        "needs no setting: it sees what comes.",
+    )
+    compression_level: int = option(
+        default=ZSTD_LEVEL_MIN,
+        help="Of `zstd`: higher takes longer and less of the link. `lz4` has no levels.",
+        allowed=f"{ZSTD_LEVEL_MIN} to {ZSTD_LEVEL_MAX}",
+        validator=[ge(ZSTD_LEVEL_MIN), le(ZSTD_LEVEL_MAX)],
     )
     reassembly_bytes_max: Bytes = option(
         default=attrs.Factory(_reassembly_default, takes_self=True),

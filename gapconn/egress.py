@@ -24,11 +24,13 @@ from gapconn.events_log import EventLog
 from gapconn.key_watch import KeyWatch
 from gapconn.link.slabs import SlabPool
 from gapconn.link.udp import RECEIVE_SLAB_BYTES, UdpReceiver
+from gapconn.offload import run_long
 from gapconn.plugins import Context
 from gapconn.progress import ProgressTracker
+from gapconn.protocol.compression import inflate
 from gapconn.protocol.events import MessageDelivered, MessagesLost
 from gapconn.protocol.receiver import LinkReceiver, Progress
-from gapconn.protocol.registry import LossCause
+from gapconn.protocol.registry import MESSAGE_BYTES_MAX, LossCause
 from gapconn.protocol.security import Keys
 from gapconn.protocol.wire import Burst, Slab
 from gapconn.record import Batch, Chunk, Records, decode_batch
@@ -70,11 +72,14 @@ class _Waiting:
 class SinkQueue:
     """What waits for the sink: in order, bounded in bytes (gapconn.sinks.Inlet).
 
-    Messages wait as they came: decoded, small records take several times their size.
+    Messages wait as they came: decoded, small records take several times their size, and compressed bodies may be
+    enormous when inflated (GC-COMP-4).
     """
 
     bytes_max: int
     events: EventLog
+    message_bytes_max: int = MESSAGE_BYTES_MAX
+    """What the body of a message may inflate to."""
     bytes: int = 0
     """Memory of what waits."""
     _waiting: deque[_Waiting] = attrs.field(factory=deque)
@@ -116,16 +121,16 @@ class SinkQueue:
                 if self._closed:
                     raise StopAsyncIteration
                 await self._changed.park()
-            waiting = self._waiting.popleft()
-            self.bytes -= waiting.size_bytes
-            self._lost_before += waiting.lost_before
+            waiting = self._waiting[0]
             try:
-                batch = self._batch(waiting.message)
+                batch = await self._batch(waiting.message)
             except RemoteProtocolError as error:
+                self._take_first()
                 self.events.message_refused(waiting.message, LossCause.DAMAGED, str(error))
                 self._lost_before += 1
                 waiting.accept()
                 continue
+            self._take_first()  # only now: a sink that gives up waiting must not lose it
             if not batch.parts:  # all of it was delivered before
                 waiting.accept()
                 continue
@@ -138,8 +143,17 @@ class SinkQueue:
                 accept=waiting.accept,
             )
 
-    def _batch(self, message: MessageDelivered) -> Batch:
-        batch = decode_batch(message.body)
+    def _take_first(self) -> None:
+        waiting = self._waiting.popleft()
+        self.bytes -= waiting.size_bytes
+        self._lost_before += waiting.lost_before
+
+    async def _batch(self, message: MessageDelivered) -> Batch:
+        body = await run_long(
+            lambda: inflate(message.body, message.compression, message.plain_bytes, self.message_bytes_max),
+            message.plain_bytes,
+        )
+        batch = decode_batch(body)
         return self._without_delivered(batch, message) if message.already_delivered else batch
 
     def _without_delivered(self, batch: Batch, message: MessageDelivered) -> Batch:
@@ -199,7 +213,9 @@ class Egress:
         self.events = EventLog(self.log)
         # A gap that ends releases all that waited behind it at once. That was counted as reassembly memory before, so
         # it must not be what fills the queue.
-        self.queue = SinkQueue(pair.link.sink_buffer_bytes + pair.link.reassembly_bytes_max, self.events)
+        self.queue = SinkQueue(
+            pair.link.sink_buffer_bytes + pair.link.reassembly_bytes_max, self.events, pair.link.message_bytes_max
+        )
         self.progress = ProgressTracker(resume)
         self._state = state
         self._sink = section.plugin_class(section.config, self.context)

@@ -22,8 +22,11 @@ from gapconn.key_watch import KeyWatch
 from gapconn.link.pacing import Pacer
 from gapconn.link.slabs import SlabPool
 from gapconn.link.udp import UdpSender
+from gapconn.offload import run_long
 from gapconn.plugins import Context
+from gapconn.protocol.compression import Compressor
 from gapconn.protocol.envelope import MESSAGE_OVERHEAD_BYTES, Run
+from gapconn.protocol.registry import Compression
 from gapconn.protocol.security import Keys
 from gapconn.protocol.sender import LinkSender
 from gapconn.protocol.states import SenderState
@@ -106,6 +109,10 @@ class Ingress:
         self.started_at_s = trio.current_time()
         self._handed_over = 0
         self._source = section.plugin_class(section.config, self.context)
+        compression = Compression[pair.link.compression.upper()]
+        self._compressor = Compressor(compression, pair.link.compression_level) if compression else None
+        self._plain = bytearray()
+        """The body of a message before it is compressed."""
         self._pacer = Pacer(pair.link.rate_bps, header_bytes)
         self._pool = SlabPool(SLABS, SLAB_BYTES)
         self._batches_in, self._batches_out = trio.open_memory_channel[_Queued](BATCHES_HELD_MAX)
@@ -168,7 +175,7 @@ class Ingress:
             if queued.batch is None:
                 await self._volleys_in.send(_Volley([], pooled=False, on_sent=queued.on_sent))
                 continue
-            self._compose(queued.batch)
+            await self._compose(queued.batch)
             while left := self.core.bursts_left:
                 slabs = [await self._pool.take() for _ in range(min(left, self._volley_bursts))]
                 bursts = [burst for slab in slabs if (burst := self.core.next_burst(slab)) is not None]
@@ -179,23 +186,41 @@ class Ingress:
             self._nap.cancel()
             await self._volleys_in.send(_Volley(shutdown, pooled=False))
 
-    def _compose(self, batch: Batch) -> None:
+    async def _compose(self, batch: Batch) -> None:
         runs = [
             Run(part.stream, part.partition, part.previous, part.positions[0], part.positions[-1], len(part.positions))
             for part in batch.parts
             if isinstance(part, Records) and part.positions
         ]
+        compressed = await self._compress(batch)
+
+        def write_body(buffer: bytearray, offset: int) -> None:
+            if self._compressor is None:
+                encode_batch(batch, buffer, offset)
+            else:
+                buffer[offset:] = compressed or self._plain
+
         try:
             self.core.compose(
                 runs,
                 batch.record_count,
-                lambda buffer, offset: encode_batch(batch, buffer, offset),
+                write_body,
                 trio.current_time(),
+                compression=self._compressor.compression if self._compressor and compressed else Compression.NONE,
+                plain_bytes=len(self._plain) if compressed else 0,
             )
         except LocalProtocolError as error:
             raise SourceError(
                 f"{error}: raise link.message_bytes_max at both ends, or lower the source's batch"
             ) from error
+
+    async def _compress(self, batch: Batch) -> bytes | None:
+        """The compressed body of `batch`, with `_plain` as what was compressed; None if it is to cross as it is."""
+        compressor, plain = self._compressor, self._plain
+        if compressor is None:
+            return None
+        encode_batch(batch, plain, 0)
+        return await run_long(lambda: compressor.compress(plain), len(plain))
 
     async def sender(self) -> None:
         """Send volleys at the configured rate; tell the source what the kernel took (GC-DLV-1)."""

@@ -239,16 +239,18 @@ class Session:
         ]
         return self.message(runs, batch.record_count, lambda buffer, offset: encode_batch(batch, buffer, offset))
 
-    def body(self, body: bytes) -> list[bytes]:
-        """The datagrams of a message with this body, whatever it is."""
+    def body(self, body: bytes, **compressed: Any) -> list[bytes]:
+        """The datagrams of a message with this body, whatever it is; `compressed` is what is said of that."""
 
         def write(buffer: bytearray, offset: int) -> None:
             buffer[offset:] = body
 
-        return self.message([], 1, write)
+        return self.message([], 1, write, **compressed)
 
-    def message(self, runs: list[Run], records: int, write: Callable[[bytearray, int], None]) -> list[bytes]:
-        self._core.compose(runs, records, write, self._now_s)
+    def message(
+        self, runs: list[Run], records: int, write: Callable[[bytearray, int], None], **compressed: Any
+    ) -> list[bytes]:
+        self._core.compose(runs, records, write, self._now_s, **compressed)
         datagrams: list[bytes] = []
         while (burst := self._core.next_burst(Slab())) is not None:
             datagrams += datagrams_of(burst)

@@ -11,6 +11,7 @@ from prometheus_client.metrics_core import Metric
 from gapconn import __version__
 from gapconn.admin.metrics import counter, counters, gauge
 from gapconn.admin.security import security_metrics, security_status
+from gapconn.admin.view import bodies
 from gapconn.protocol.registry import DropReason, LossCause
 from gapconn.protocol.states import ReceiverState
 
@@ -74,6 +75,7 @@ class EgressView:
                 "messages_rebuilt": counts.messages_rebuilt,
                 "symbols_rebuilt": counts.symbols_rebuilt,
             },
+            "bodies": bodies(counts.plain_body_bytes, counts.body_bytes),
             "announced": None
             if said is None
             else {"messages": said.messages_sent, "records": said.records_sent, "filtered": said.records_filtered},
@@ -156,6 +158,10 @@ class EgressView:
             counts.symbols_rebuilt,
         )
         yield counter("gapconn_records_received_total", "Records in messages that arrived whole.", counts.records)
+        yield counter(
+            "gapconn_body_bytes_total", "Bodies of messages as they cross, compressed or not.", counts.body_bytes
+        )
+        yield counter("gapconn_plain_body_bytes_total", "The same when inflated.", counts.plain_body_bytes)
         yield counters(
             "gapconn_messages_lost_total",
             "Messages that will not be delivered, by cause (spec/registry.toml).",

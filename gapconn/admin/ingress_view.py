@@ -11,6 +11,7 @@ from prometheus_client.metrics_core import Metric
 from gapconn import __version__
 from gapconn.admin.metrics import counter, counters, gauge
 from gapconn.admin.security import security_metrics, security_status
+from gapconn.admin.view import bodies
 from gapconn.protocol.states import SenderState
 from gapconn.units import format_percent
 
@@ -63,6 +64,7 @@ class IngressView:
                 "heartbeats": counts.heartbeats,
                 "repair_symbols": counts.repair_symbols,
             },
+            "bodies": bodies(counts.plain_body_bytes, counts.body_bytes),
             "send_stalls": ingress.socket.stalls,
             "source": {
                 "type": ingress.source_type,
@@ -91,6 +93,10 @@ class IngressView:
             "Datagrams built for the gap that carry a repair symbol.",
             counts.repair_symbols,
         )
+        yield counter(
+            "gapconn_body_bytes_total", "Bodies of messages as they cross, compressed or not.", counts.body_bytes
+        )
+        yield counter("gapconn_plain_body_bytes_total", "The same before compression.", counts.plain_body_bytes)
         yield counter("gapconn_heartbeats_sent_total", "HeartBeats sent.", counts.heartbeats)
         yield counter(
             "gapconn_send_stalls_total",

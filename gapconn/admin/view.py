@@ -30,3 +30,9 @@ class AdminView(Protocol):
 
     def metrics(self) -> Iterable[Metric]:
         """Families made by `gapconn.admin.metrics`; the labels `link` and `role` are added to each."""
+
+
+def bodies(plain_bytes: int, crossed_bytes: int) -> dict[str, Any]:
+    """What compression gains: bodies of messages before it and after it, in bytes, and how many times smaller."""
+    ratio = round(plain_bytes / crossed_bytes, 2) if crossed_bytes else None
+    return {"plain_bytes": plain_bytes, "bytes": crossed_bytes, "ratio": ratio}

@@ -10,7 +10,7 @@ import msgspec
 from xxhash import xxh3_64_digest
 
 from gapconn.errors import RemoteProtocolError
-from gapconn.protocol.registry import ENVELOPE_BYTES, MESSAGE_CHECK_BYTES, MessageKind
+from gapconn.protocol.registry import ENVELOPE_BYTES, MESSAGE_CHECK_BYTES, Compression, MessageKind
 
 _ENVELOPE = struct.Struct(">BBHIQII")
 assert _ENVELOPE.size == ENVELOPE_BYTES
@@ -50,15 +50,27 @@ class Message:
     record_count: int
     runs: list[Run]
     body: memoryview
-    """A view into the message's bytes."""
+    """A view into the message's bytes: as it crossed, compressed or not."""
+    compression: Compression
+    plain_bytes: int
+    """Length of the body before it was compressed; 0 if it was not."""
 
 
 def begin_message(
-    buffer: bytearray, *, kind: MessageKind, first_record: int, record_count: int, runs: list[Run]
+    buffer: bytearray,
+    *,
+    kind: MessageKind,
+    first_record: int,
+    record_count: int,
+    runs: list[Run],
+    compression: Compression = Compression.NONE,
+    plain_bytes: int = 0,
 ) -> int:
     """Start a message in `buffer`, whatever it held; the offset at which the body goes, in bytes."""
     positions = _encode_runs(runs) if runs else b"\x90"
-    buffer[:] = _ENVELOPE.pack(kind, 0, 0, len(positions), first_record, record_count, 0) + positions
+    buffer[:] = (
+        _ENVELOPE.pack(kind, compression, 0, len(positions), first_record, record_count, plain_bytes) + positions
+    )
     return len(buffer)
 
 
@@ -68,7 +80,7 @@ def end_message(buffer: bytearray) -> None:
 
 
 def open_message(message: memoryview) -> Message:
-    """Check and open a whole message (GC-WIRE-11).
+    """Check and open a whole message (GC-WIRE-11, GC-COMP-2).
 
     Raises:
         RemoteProtocolError: the check does not fit, or the envelope is not as specified (reason `damaged`).
@@ -76,28 +88,33 @@ def open_message(message: memoryview) -> Message:
     covered = message[: len(message) - MESSAGE_CHECK_BYTES]
     if xxh3_64_digest(covered) != message[len(covered) :]:
         raise RemoteProtocolError("the message's check does not fit", reason="damaged")
-    kind, zero, zeros, positions_bytes, first_record, record_count, rest = _ENVELOPE.unpack_from(covered)
+    kind, compression, zeros, positions_bytes, first_record, record_count, plain_bytes = _ENVELOPE.unpack_from(covered)
     body_offset = ENVELOPE_BYTES + positions_bytes
-    if zero or zeros or rest or body_offset > len(covered) or kind not in _KINDS:
+    if zeros or body_offset > len(covered) or kind not in _KINDS or compression not in _COMPRESSIONS:
         raise RemoteProtocolError("the message's envelope is malformed", reason="damaged")
     try:
         runs = _decode_runs(covered[ENVELOPE_BYTES:body_offset])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RemoteProtocolError(f"the message's positions are malformed: {error}", reason="damaged") from error
     if not all(_plausible(kind, run) for run in runs) or (
-        kind == MessageKind.POSITIONS and (record_count or body_offset != len(covered))
+        kind == MessageKind.POSITIONS and (record_count or compression or body_offset != len(covered))
     ):
         raise RemoteProtocolError("the message's positions contradict themselves", reason="damaged")
+    if plain_bytes <= len(covered) - body_offset if compression else plain_bytes:
+        raise RemoteProtocolError("the message's body has another length than it says", reason="damaged")
     return Message(
         kind=MessageKind(kind),
         first_record=first_record,
         record_count=record_count,
         runs=runs,
         body=covered[body_offset:],
+        compression=Compression(compression),
+        plain_bytes=plain_bytes,
     )
 
 
 _KINDS = frozenset(MessageKind)
+_COMPRESSIONS = frozenset(Compression)
 
 
 def _plausible(kind: int, run: Run) -> bool:

@@ -10,7 +10,7 @@ import attrs
 
 from gapconn.protocol.envelope import Run
 from gapconn.protocol.positions import Standing
-from gapconn.protocol.registry import DropReason, LossCause
+from gapconn.protocol.registry import Compression, DropReason, LossCause
 
 
 class FollowReason(enum.Enum):
@@ -125,7 +125,11 @@ class MessageDelivered:
     positions: Mapping[tuple[str, int], Standing]
     """By (stream, partition) of the runs: how far it is delivered with this message."""
     body: memoryview
-    """The batch; empty for a message that only told positions and has nothing for the sink."""
+    """The batch, as it crossed; empty for a message that only told positions and has nothing for the sink."""
+    compression: Compression = Compression.NONE
+    """How the body is compressed: `gapconn.protocol.compression.inflate` makes the batch of it (GC-COMP-4)."""
+    plain_bytes: int = 0
+    """Length of the body when inflated; 0 if it is plain."""
 
 
 @attrs.frozen(kw_only=True)

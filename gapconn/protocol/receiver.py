@@ -91,7 +91,10 @@ class ReceiverCounters:
     """Of sessions that are over; see `LinkReceiver.datagrams_missed` for all."""
     messages: int = 0
     records: int = 0
-    message_bytes: int = 0
+    body_bytes: int = 0
+    """Bodies of messages that arrived whole, as they crossed."""
+    plain_body_bytes: int = 0
+    """The same bodies when inflated, as the messages announce it."""
     messages_rebuilt: int = 0
     """Of the messages, those of which symbols were lost and rebuilt."""
     symbols_rebuilt: int = 0
@@ -567,7 +570,8 @@ class LinkReceiver:
             )
         self.counters.messages += 1
         self.counters.records += message.record_count
-        self.counters.message_bytes += len(message.body)
+        self.counters.body_bytes += len(message.body)
+        self.counters.plain_body_bytes += message.plain_bytes or len(message.body)
         if item.rebuilt:
             self.counters.messages_rebuilt += 1
             self.counters.symbols_rebuilt += item.rebuilt
@@ -581,6 +585,8 @@ class LinkReceiver:
                 already_delivered=already,
                 positions=self._positions.of(message.runs),
                 body=message.body,
+                compression=message.compression,
+                plain_bytes=message.plain_bytes,
             )
         )
 

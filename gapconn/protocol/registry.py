@@ -61,6 +61,14 @@ class MessageKind(IntEnum):
     POSITIONS = 2
 
 
+class Compression(IntEnum):
+    """How the body of a message is compressed."""
+
+    NONE = 0
+    ZSTD = 1
+    LZ4 = 2
+
+
 class DropReason(IntEnum):
     """Why a datagram was dropped; the first that applies, in this order, counts (on a sealed link: GC-SEC-3)."""
 

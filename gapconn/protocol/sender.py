@@ -22,6 +22,7 @@ from gapconn.protocol.registry import (
     SHUTDOWN_COPIES,
     STARTUP_COPIES,
     TAG_BYTES,
+    Compression,
     DatagramType,
     MessageKind,
     Phase,
@@ -90,6 +91,10 @@ class SenderCounters:
     messages: int = 0
     records: int = 0
     records_filtered: int = 0
+    body_bytes: int = 0
+    """Bodies of messages, as they cross."""
+    plain_body_bytes: int = 0
+    """The same bodies before they were compressed."""
     heartbeats: int = 0
     repair_symbols: int = 0
     """Of the datagrams, those that carry a repair symbol."""
@@ -184,7 +189,14 @@ class LinkSender:
         return due
 
     def compose(
-        self, runs: list[Run], record_count: int, write_body: Callable[[bytearray, int], None], now_s: float
+        self,
+        runs: list[Run],
+        record_count: int,
+        write_body: Callable[[bytearray, int], None],
+        now_s: float,
+        *,
+        compression: Compression = Compression.NONE,
+        plain_bytes: int = 0,
     ) -> int:
         """Make the next message; its bursts are then built by `next_burst`.
 
@@ -193,16 +205,20 @@ class LinkSender:
             record_count: Records in it.
             write_body: Called with a buffer and an offset in bytes: writes the body there, to the buffer's new end.
             now_s: The time.
+            compression: How the body that is written is compressed.
+            plain_bytes: Its length before it was compressed; 0 if it is plain.
 
         Returns:
             The number of the message.
 
         Raises:
             LocalProtocolError: the session is not active, the message before is not finished, or the message is longer
-                than the limit; then no number was used (GC-DLV-3).
+                than the limit, or its body was; then no number was used (GC-DLV-3, GC-COMP-1).
         """
         chained = self._positions.chained(self.counters.messages, runs)
-        number = self._compose(MessageKind.BATCH, chained, record_count, write_body)
+        number = self._compose(
+            MessageKind.BATCH, chained, record_count, write_body, compression=compression, plain_bytes=plain_bytes
+        )
         self._last_message_s = self._clock(now_s)
         self._positions.sent(chained)
         return number
@@ -252,20 +268,36 @@ class LinkSender:
         return effect
 
     def _compose(
-        self, kind: MessageKind, runs: list[Run], record_count: int, write_body: Callable[[bytearray, int], None]
+        self,
+        kind: MessageKind,
+        runs: list[Run],
+        record_count: int,
+        write_body: Callable[[bytearray, int], None],
+        *,
+        compression: Compression = Compression.NONE,
+        plain_bytes: int = 0,
     ) -> int:
         if self._fragmenter is not None:
             raise LocalProtocolError("the message before is not finished")
         self._step(SenderInput.MESSAGE)
         message = self._message
         offset = begin_message(
-            message, kind=kind, first_record=self.counters.records, record_count=record_count, runs=runs
+            message,
+            kind=kind,
+            first_record=self.counters.records,
+            record_count=record_count,
+            runs=runs,
+            compression=compression,
+            plain_bytes=plain_bytes,
         )
         write_body(message, offset)
+        body_bytes = len(message) - offset
         end_message(message)
-        if len(message) > self.settings.message_bytes_max:
+        # A receiver with the same limit must be able to inflate it.
+        longest = len(message) - body_bytes + max(body_bytes, plain_bytes)
+        if longest > self.settings.message_bytes_max:
             raise LocalProtocolError(
-                f"a message of {len(message)} bytes is longer than the limit of {self.settings.message_bytes_max} bytes"
+                f"a message of {longest} bytes is longer than the limit of {self.settings.message_bytes_max} bytes"
             )
         number = self.counters.messages
         self._fragmenter = Fragmenter(
@@ -285,6 +317,8 @@ class LinkSender:
             protector=self._protector,
         )
         self._record_count = record_count
+        self.counters.body_bytes += body_bytes
+        self.counters.plain_body_bytes += plain_bytes or body_bytes
         return number
 
     def _idle_summaries(self, now_s: float) -> list[Burst]:

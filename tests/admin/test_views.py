@@ -103,6 +103,15 @@ def plain(view: AdminView) -> dict[str, Any]:
 # Egress
 
 
+def agree_bodies(status: dict[str, Any], found: dict[str, Metric]) -> None:
+    bodies = status["bodies"]
+    assert value(found, "gapconn_body_bytes_total") == bodies["bytes"]
+    assert value(found, "gapconn_plain_body_bytes_total") == bodies["plain_bytes"]
+    assert bodies["ratio"] == (
+        pytest.approx(bodies["plain_bytes"] / bodies["bytes"], abs=0.01) if bodies["bytes"] else None
+    )
+
+
 def agree_egress(view: EgressView) -> None:
     """Everything that is on both pages is the same on both."""
     status, found = plain(view), families(view)
@@ -115,6 +124,7 @@ def agree_egress(view: EgressView) -> None:
     assert value(found, "gapconn_received_bytes_total") == received["bytes"]
     assert value(found, "gapconn_messages_received_total") == received["messages"]
     assert value(found, "gapconn_records_received_total") == received["records"]
+    agree_bodies(status, found)
     assert value(found, "gapconn_datagrams_missed") == missed["datagrams"]
     assert value(found, "gapconn_records_lost_total") == missed["records"] + missed["refused_records"]
     assert value(found, "gapconn_records_duplicate_total") == status["duplicate_records"]
@@ -241,6 +251,7 @@ def agree_ingress(view: IngressView) -> None:
     assert value(found, "gapconn_messages_sent_total") == sent["messages"]
     assert value(found, "gapconn_records_sent_total") == sent["records"]
     assert value(found, "gapconn_heartbeats_sent_total") == sent["heartbeats"]
+    agree_bodies(status, found)
     assert value(found, "gapconn_send_stalls_total") == status["send_stalls"]
     assert by(found, "gapconn_source_events_total", "event") == status["source"]["events"]
     assert value(found, "gapconn_ready") == (not view.ready())

@@ -15,7 +15,7 @@ from gapconn.protocol.envelope import Run, begin_message, end_message
 from gapconn.protocol.events import Event
 from gapconn.protocol.positions import StreamPartition
 from gapconn.protocol.receiver import LinkReceiver, Progress, ReceiverSettings
-from gapconn.protocol.registry import DatagramType, DropReason, MessageKind, Phase
+from gapconn.protocol.registry import Compression, DatagramType, DropReason, MessageKind, Phase
 from gapconn.protocol.wire import ROWS_MAX, SLAB_BYTES, Announcement, Burst, Header, Slab, encode_datagram
 from tests.protocol import galois
 
@@ -44,10 +44,20 @@ def message_of(
     first_record: int = 0,
     record_count: int = 1,
     kind: MessageKind = MessageKind.BATCH,
+    compression: Compression = Compression.NONE,
+    plain_bytes: int = 0,
 ) -> bytes:
-    """A whole message around `body`."""
+    """A whole message around `body`, which is compressed as `compression` and `plain_bytes` say."""
     buffer = bytearray()
-    begin_message(buffer, kind=kind, first_record=first_record, record_count=record_count, runs=list(runs))
+    begin_message(
+        buffer,
+        kind=kind,
+        first_record=first_record,
+        record_count=record_count,
+        runs=list(runs),
+        compression=compression,
+        plain_bytes=plain_bytes,
+    )
     buffer += body
     end_message(buffer)
     return bytes(buffer)

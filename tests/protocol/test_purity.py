@@ -25,6 +25,8 @@ ALLOWED = {
     "cryptography",
     "numpy",
     "xxhash",
+    "lz4.block",
+    "zstandard",
     "gapconn.errors",
     "gapconn.protocol",
 }

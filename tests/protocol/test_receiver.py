@@ -146,7 +146,7 @@ def test_what_is_received_and_dropped_is_counted() -> None:
     assert egress.dropped == {DropReason.DUPLICATE: 3, DropReason.TOO_SHORT: 1, DropReason.BAD_MAGIC: 1}
     counters = egress.receiver.counters
     assert (counters.datagrams, counters.bytes) == (8, 120 + 5 * 96 + 56)
-    assert (counters.messages, counters.records, counters.message_bytes, counters.sessions) == (1, 1, 9, 1)
+    assert (counters.messages, counters.records, counters.body_bytes, counters.sessions) == (1, 1, 9, 1)
 
 
 @pytest.mark.req("GC-SESS-12", "GC-LIM-3")

@@ -8,9 +8,16 @@ import msgspec
 from xxhash import xxh3_64_digest
 
 from gapconn.protocol.envelope import Run
-from gapconn.protocol.registry import MessageKind
+from gapconn.protocol.registry import Compression, MessageKind
 from tests.protocol.frames import message_of
 from tests.spec.vectors import CutOfMessage, Cuts, DamagedMessage, Messages, WholeMessage
+
+PLAIN = b"the same " * 20
+COMPRESSED = {
+    Compression.ZSTD: bytes.fromhex("28b52ffd20b4850000487468652073616d652001002852e508"),
+    Compression.LZ4: bytes.fromhex("9f7468652073616d65200900935073616d6520"),
+}
+"""`PLAIN`, compressed once and for all: another release of a library may find a shorter form."""
 
 TOP_63, TOP_64 = 2**63 - 1, 2**64 - 1
 
@@ -45,6 +52,7 @@ def _whole() -> list[WholeMessage]:
         _batch("positions of two stream partitions", bytes(range(64)), [chain, holes], first_record=9, record_count=7),
         _batch("a stream without a name, and its first record", b"x", [Run("", 0, -1, 0, 0, 1, 0, False, 0)]),
         _batch("largest numbers", b"x", extreme, first_record=TOP_64, record_count=2**32 - 1),
+        *map(_compressed, (Compression.ZSTD, Compression.LZ4)),
         _positions("positions only", told),
         _positions("positions only, and none", []),
     ]
@@ -52,12 +60,23 @@ def _whole() -> list[WholeMessage]:
 
 def _batch(name: str, body: bytes, runs: list[Run], *, first_record: int = 0, record_count: int = 1) -> WholeMessage:
     message = message_of(body, runs=runs, first_record=first_record, record_count=record_count)
-    return WholeMessage(name, message.hex(), "batch", first_record, record_count, _fields(runs), body.hex())
+    fields = _fields(runs)
+    return WholeMessage(
+        name, message.hex(), "batch", first_record, record_count, fields, body.hex(), "none", body.hex()
+    )
+
+
+def _compressed(compression: Compression) -> WholeMessage:
+    plain = PLAIN.hex()
+    body = COMPRESSED[compression]
+    message = message_of(body, compression=compression, plain_bytes=len(PLAIN))
+    name = compression.name.lower()
+    return WholeMessage(f"compressed by {name}", message.hex(), "batch", 0, 1, [], body.hex(), name, plain)
 
 
 def _positions(name: str, runs: list[Run]) -> WholeMessage:
     message = message_of(runs=runs, first_record=37, record_count=0, kind=MessageKind.POSITIONS)
-    return WholeMessage(name, message.hex(), "positions", 37, 0, _fields(runs), "")
+    return WholeMessage(name, message.hex(), "positions", 37, 0, _fields(runs), "", "none", "")
 
 
 def _fields(runs: list[Run]) -> list[tuple[str, int, int, int, int, int, int, bool, int]]:
@@ -73,9 +92,13 @@ def _damaged() -> dict[str, bytes]:
         "a flipped bit in the first record": _flipped(good, 10),
         "kind 0": _raw(kind=0),
         "kind 3": _raw(kind=3),
-        "reserved field 1, first byte": _raw(zeros=1 << 16),
-        "reserved field 1, last byte": _raw(zeros=1),
-        "reserved field 2": _raw(rest=1),
+        "reserved field, first byte": _raw(zeros=1 << 8),
+        "reserved field, last byte": _raw(zeros=1),
+        "an unknown compression": _raw(zeros=3 << 16, plain_bytes=100),
+        "a plain body with a plain length": _raw(plain_bytes=6),
+        "a compressed body without a plain length": _raw(zeros=1 << 16),
+        "a compressed body that is as long as its plain length": _raw(zeros=1 << 16, plain_bytes=6),
+        "positions only, compressed": _raw(kind=2, zeros=1 << 16, plain_bytes=100, record_count=0, body=b""),
         "positions longer than the message": _raw(positions, positions_bytes=len(positions) + 100),
         "positions longer than any message": _raw(positions, positions_bytes=2**32 - 1),
         "positions of no bytes": _raw(b""),
@@ -130,12 +153,12 @@ def _raw(
     zeros: int = 0,
     positions_bytes: int | None = None,
     record_count: int = 3,
-    rest: int = 0,
+    plain_bytes: int = 0,
     body: bytes = b"a body",
 ) -> bytes:
     """A message with a check that fits, whatever is in it."""
     length = len(positions) if positions_bytes is None else positions_bytes
-    covered = struct.pack(">IIQII", kind << 24 | zeros, length, 0, record_count, rest) + positions + body
+    covered = struct.pack(">IIQII", kind << 24 | zeros, length, 0, record_count, plain_bytes) + positions + body
     return covered + xxh3_64_digest(covered)
 
 

@@ -27,6 +27,7 @@ FILES = {
     "TIME": "timers.md",
     "LIM": "limits.md",
     "PACE": "limits.md",
+    "COMP": "compression.md",
     "FEC": "fec.md",
     "SEC": "security.md",
 }

@@ -18,6 +18,7 @@ ENUMS: dict[str, type[enum.IntEnum] | type[enum.IntFlag]] = {
     "security_modes": registry.SecurityMode,
     "phases": registry.Phase,
     "message_kinds": registry.MessageKind,
+    "compressions": registry.Compression,
     "drop_reasons": registry.DropReason,
     "loss_causes": registry.LossCause,
 }

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from xxhash import xxh3_64_digest
 
 from gapconn.errors import RemoteProtocolError
+from gapconn.protocol.compression import inflate
 from gapconn.protocol.envelope import open_message
 from gapconn.protocol.fragmenter import cut_of
 from gapconn.protocol.receiver import LinkReceiver, ReceiverSettings
@@ -129,7 +130,7 @@ def test_a_frame_is_dropped_for_its_reason(frame: DroppedFrame) -> None:
 
 
 @each_message
-@pytest.mark.req("GC-WIRE-10")
+@pytest.mark.req("GC-WIRE-10", "GC-COMP-3")
 def test_a_message_is_opened_to_its_fields(vector: WholeMessage) -> None:
     message = open_message(memoryview(bytes.fromhex(vector.hex)))
     assert (message.kind.name.lower(), message.first_record, message.record_count, message.body.hex()) == (
@@ -139,6 +140,9 @@ def test_a_message_is_opened_to_its_fields(vector: WholeMessage) -> None:
         vector.body_hex,
     )
     assert [msgspec.structs.astuple(run) for run in message.runs] == vector.positions
+    assert message.compression.name.lower() == vector.compression
+    plain = inflate(message.body, message.compression, message.plain_bytes, plain_bytes_max=1 << 20)
+    assert plain.hex() == vector.plain_hex
     assert vector.hex[-16:] == xxh3_64_digest(bytes.fromhex(vector.hex)[:-8]).hex()
     again = message_of(
         bytes(message.body),
@@ -146,12 +150,14 @@ def test_a_message_is_opened_to_its_fields(vector: WholeMessage) -> None:
         first_record=message.first_record,
         record_count=message.record_count,
         kind=message.kind,
+        compression=message.compression,
+        plain_bytes=message.plain_bytes,
     )
     assert again.hex() == vector.hex
 
 
 @each_damaged
-@pytest.mark.req("GC-WIRE-11")
+@pytest.mark.req("GC-WIRE-11", "GC-COMP-2")
 def test_a_damaged_message_is_not_opened(vector: WholeMessage) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         open_message(memoryview(bytes.fromhex(vector.hex)))

@@ -93,6 +93,11 @@ class WholeMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     record_count: int
     positions: list[tuple[str, int, int, int, int, int, int, bool, int]]
     body_hex: str
+    """As it crosses."""
+    compression: str
+    """Name in registry.toml."""
+    plain_hex: str
+    """The body when inflated."""
 
 
 class DamagedMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

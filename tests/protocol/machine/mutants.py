@@ -325,9 +325,9 @@ def symbols_have_the_greatest_length(patch: Patch) -> None:
 def a_refused_message_uses_a_number(patch: Patch) -> None:
     compose = LinkSender._compose
 
-    def counting(self: LinkSender, *args: Any) -> int:
+    def counting(self: LinkSender, *args: Any, **compressed: Any) -> int:
         try:
-            return compose(self, *args)
+            return compose(self, *args, **compressed)
         except LocalProtocolError:
             self.counters.messages += 1
             raise

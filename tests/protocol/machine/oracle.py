@@ -35,7 +35,7 @@ BATCH, POSITIONS = 1, 2
 
 HEADER = struct.Struct(">HBBHHIHBBQQQII")
 ANNOUNCEMENT = struct.Struct(">QQQQIIIHHBBBB12s")
-ENVELOPE = struct.Struct(">B3sIQI4s")
+ENVELOPE = struct.Struct(">BB2sIQII")
 
 
 @attrs.frozen
@@ -113,16 +113,18 @@ class Message:
         """The message in these bytes; None when it is damaged (GC-WIRE-11)."""
         if len(raw) < 32 or xxh3_64_digest(raw[:-8]) != raw[-8:]:
             return None
-        kind, zeros, length, first_record, record_count, more_zeros = ENVELOPE.unpack_from(raw)
+        kind, compression, zeros, length, first_record, record_count, plain = ENVELOPE.unpack_from(raw)
         inside = raw[24:-8]
-        if kind not in (BATCH, POSITIONS) or any(zeros + more_zeros) or length > len(inside):
+        if kind not in (BATCH, POSITIONS) or compression > 2 or any(zeros) or length > len(inside):
+            return None
+        if plain <= len(inside) - length if compression else plain:
             return None
         try:
             runs = msgspec.msgpack.decode(inside[:length])
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None
         body = inside[length:]
-        if kind == POSITIONS and (body or record_count):
+        if kind == POSITIONS and (body or record_count or compression):
             return None
         return cls(kind, first_record, record_count, tuple(map(tuple, runs)), body)
 

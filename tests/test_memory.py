@@ -1,0 +1,47 @@
+"""The allocator keeps what is freed: the next messages touch no new page."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from gapconn.memory import keep_freed_memory
+
+GLIBC = platform.libc_ver()[0] == "glibc"
+
+# Some messages are held between the tasks of an end, are all gone when it is idle for a moment, and then come again.
+MESSAGES = """
+import resource
+from gapconn.memory import keep_freed_memory
+
+def messages(rounds):
+    for _ in range(rounds):
+        held = [bytearray(1 << 20) for _ in range(6)]
+        del held
+
+if KEEP:
+    assert keep_freed_memory()
+messages(20)
+begun = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+messages(50)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begun) // 50)
+"""
+
+
+def faults_per_round(*, keep: bool) -> int:
+    """Pages that the kernel had to provide for six messages, of their 1536."""
+    program = MESSAGES.replace("KEEP", str(keep))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not GLIBC, reason="only glibc can be told")
+def test_the_pages_of_a_message_are_used_again() -> None:
+    assert faults_per_round(keep=True) < 10
+
+
+def test_it_says_whether_the_allocator_was_told() -> None:
+    assert keep_freed_memory() == GLIBC
