@@ -9,6 +9,7 @@ import pytest
 
 from gapconn.check import Report, check, facts, summary
 from gapconn.config import Role
+from gapconn.keys import create
 
 Check = Callable[..., Report]
 
@@ -240,3 +241,18 @@ def test_facts_hide_secrets(checked: Check) -> None:
         {"type": "discard"},
         None,
     )
+
+
+def test_the_key_file_is_read_as_at_a_start(checked: Check, tmp_path: Path) -> None:
+    link = '[link.security]\nmode = "aes-256-gcm"\nkey_file = "a.key"'
+    text = pair("a", "10.0.0.1:7400", link=link)
+    (problem,) = checked(text).problems
+    assert problem.startswith("1.toml: link.security.key_file: a.key: there is no such key file; make one by: gapconn")
+    create(tmp_path / "a.key")
+    report = checked(text)
+    assert report.problems == []
+    assert "sealed by aes-256-gcm" in summary(report.pairs[0][1])[1]
+    assert facts(report.pairs[0][1])["link"]["security"]["key_file"] == "a.key"
+    (tmp_path / "a.key").chmod(0o644)
+    (problem,) = checked(text, role=Role.EGRESS).problems
+    assert "others may read or change this key file (mode 0644): chmod 600 a.key" in problem

@@ -515,7 +515,7 @@ def test_a_table_inside_a_section(load: Load, problems: Problems) -> None:
     assert load(written, {"GAPCONN_LINK_FEC": '{ repair = "1%" }'}).link.fec.repair_share == 100
     assert public_values(load(written).link)["fec"] == {"repair": 12.5}
     for text, environ, problem in (
-        ('[link.fec]\nrepair = "101%"', {}, "link.fec.repair: must be at most \"100%\": got '101%', allowed: 0 to"),
+        ('[link.fec]\nrepair = "101%"', {}, "link.fec.repair: must be at most 100%: got '101%', allowed: 0 to"),
         ("[link.fec]\nrepair = 5", {}, 'link.fec.repair: no "%" behind it: got 5, allowed: 0 to "100%"'),
         ("[link.fec]\nrepare = 5", {}, "link.fec.repare: unknown key 'repare' (did you mean 'repair'?)"),
         ("fec = 5", {}, "link.fec: not a table: got 5"),
@@ -643,3 +643,35 @@ def test_public_values_are_those_of_json() -> None:
     values = public_values(link)
     assert (values["address"], values["bind"], values["rate"]) == ("h:1", None, 1_000_000)
     assert values["interruption_timeout"] == 3.0
+
+
+SEALED = SMALLEST + '[link.security]\nmode = "aes-256-gcm"\nkey_file = "/etc/orders.key"' + ENDS
+
+
+def test_security(load: Load) -> None:
+    assert not load(SMALLEST + ENDS).link.security.sealed
+    security = load(SEALED).link.security
+    assert (security.sealed, security.mode, security.key_file) == (True, "aes-256-gcm", "/etc/orders.key")
+    elsewhere = load(SEALED, {"GAPCONN_LINK_SECURITY_KEY_FILE": "/run/secrets/1"}).link.security
+    assert (elsewhere.mode, elsewhere.key_file) == ("aes-256-gcm", "/run/secrets/1")
+    by_environment = {"GAPCONN_LINK_SECURITY_MODE": "aes-256-gcm", "GAPCONN_LINK_SECURITY_KEY_FILE": "/k"}
+    assert load(SMALLEST + ENDS, by_environment).link.security.sealed
+    assert public_values(load(SEALED).link)["security"] == {"mode": "aes-256-gcm", "key_file": "/etc/orders.key"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ('mode = "aes-256-gcm"', "link.security.key_file: missing, and sealed datagrams need it"),
+        ('key_file = "/k"', 'link.security.key_file: no use for it while security.mode is "none"'),
+        ('mode = "none"\nkey_file = "/k"', 'link.security.key_file: no use for it while security.mode is "none"'),
+        ('mode = "aes-128-gcm"\nkey_file = "/k"', "link.security.mode: not one of the choices"),
+        ('mode = "aes-256-gcm"\nkey_file = 5', "link.security.key_file: not text (in quotes)"),
+        (
+            'mode = "aes-256-gcm"\nkeyfile = "/k"',
+            "link.security.keyfile: unknown key 'keyfile' (did you mean 'key_file'?)",
+        ),
+    ],
+)
+def test_wrong_security(problems: Problems, keys: str, sentence: str) -> None:
+    assert any(sentence in problem for problem in problems(f"{SMALLEST}[link.security]\n{keys}{ENDS}"))

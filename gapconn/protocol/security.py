@@ -165,14 +165,16 @@ class Opener:
 
     def verify(self, rows: Layout, count: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """Open the first `count` rows (GC-SEC-3)."""
-        clear, _ = self._clear.of(rows)
-        words, upper = rows.words[:count], rows.upper_sequences[:count]
-        # All that decides on the session key, and more, is in the first three words and the upper half of the sequence.
-        differs = (words[1:, :3] != words[:-1, :3]).any(axis=1) | (upper[1:] != upper[:-1])
+        clear, views = self._clear.of(rows)
+        fields = rows.session_fields[:count]
+        if (fields == fields[0]).all():
+            stops = [count]
+        else:
+            stops = [*(np.flatnonzero((fields[1:] != fields[:-1]).any(axis=1)) + 1).tolist(), count]
         reasons = None
         first = 0
-        for stop in (*(np.flatnonzero(differs) + 1).tolist(), count):
-            refused = self._open(rows, first, stop)
+        for stop in stops:
+            refused = self._open(rows, views, first, stop)
             if refused is not None:
                 if reasons is None:
                     reasons = np.full(count, VERIFIED, np.uint8)
@@ -193,7 +195,7 @@ class Opener:
         self._keep(header, cipher)
         return clear, None
 
-    def _open(self, rows: Layout, first: int, stop: int) -> DropReason | list[int] | None:
+    def _open(self, rows: Layout, views: list[memoryview], first: int, stop: int) -> DropReason | list[int] | None:
         """Open rows that have the same session key; the reason to drop them, or one for each, or None."""
         headers = rows.views(0, HEADER_BYTES)
         cipher = self._cipher_for(headers[first])
@@ -204,7 +206,7 @@ class Opener:
             rows.views(NONCE_FIELD.start, NONCE_FIELD.stop)[some],
             rows.views(HEADER_BYTES, rows.datagram_bytes)[some],
             headers[some],
-            self._clear.of(rows)[1][some],
+            views[some],
         )
         try:
             deque(map(cipher.decrypt_into, *arguments), maxlen=0)

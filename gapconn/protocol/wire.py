@@ -55,7 +55,8 @@ NONCE_FIELD = slice(20, 32)
 """The lower half of the epoch, and the sequence (GC-SEC-1)."""
 KEY_NAME_FIELD = slice(15, 28)
 """Key id, epoch, and the upper half of the sequence: they name a session key (GC-SEC-2)."""
-UPPER_SEQUENCE_FIELD = slice(24, 28)
+SESSION_FIELDS = slice(0, 28)
+"""What is alike in all datagrams that one session key seals, and little else: up to the upper half of the sequence."""
 LAST_WORD = slice(40, 48)
 SYMBOL_FIELD = slice(44, 48)
 _ANNOUNCEMENT = struct.Struct(">QQQQIIIHHBBBBIQ")
@@ -269,9 +270,9 @@ class Layout:
         "payloads",
         "rows",
         "sequences",
+        "session_fields",
         "symbols",
         "trailer_bytes",
-        "upper_sequences",
         "words",
     )
 
@@ -288,8 +289,8 @@ class Layout:
         self.words: NDArray[np.uint64] = self.header_bytes.view(np.uint64)
         """The six header words in wire order: good for comparing for equality, not as numbers."""
         self.sequences = self.matrix[:, SEQUENCE_FIELD].view(">u8")[:, 0]
-        self.upper_sequences = self.matrix[:, UPPER_SEQUENCE_FIELD].view(np.uint32)[:, 0]
-        """The upper halves of the sequences, good for comparing for equality."""
+        self.session_fields: NDArray[np.uint32] = self.matrix[:, SESSION_FIELDS].view(np.uint32)
+        """The first seven half words, good for comparing for equality."""
         self.last_words = self.matrix[:, LAST_WORD].view(">u8")[:, 0]
         """Message length and symbol as one number, which counts up with the symbol."""
         self.symbols = self.matrix[:, SYMBOL_FIELD].view(">u4")[:, 0]

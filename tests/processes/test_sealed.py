@@ -6,11 +6,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 
 from gapconn.protocol.registry import DatagramType
 from gapconn.protocol.wire import Header, encode_datagram
+from gapconn.testing.gap import FaultPlan, GapCounts, relay
 from tests.processes.ends import Ends
 from tests.protocol.frames import ANNOUNCEMENT
 from tests.protocol.sealing import OTHER_SECRET, seal
@@ -37,14 +40,14 @@ def carry(from_: Path, to: Path) -> None:
 class SealedEnds:
     """A link of which each end has a key file of its own."""
 
-    def __init__(self, ends: Ends) -> None:
+    def __init__(self, ends: Ends, source: str = SOURCE, **link: Any) -> None:
         self.ends = ends
         self.ingress_file = ends.directory / "ingress.key"
         self.egress_file = ends.directory / "egress.key"
         keygen(self.ingress_file)
         carry(self.ingress_file, self.egress_file)
         # Nobody is to be called silent because this machine is slow: what was lost on the way could not be told apart.
-        ends.configure(SOURCE, SINK, interruption_timeout="1h", rate="10 Mbit/s")
+        ends.configure(source, SINK, **{"interruption_timeout": "1h", "rate": "10 Mbit/s", **link})
         ends.remember_a_session()
         self.environ = {
             role: {"GAPCONN_LINK_SECURITY_MODE": "aes-256-gcm", "GAPCONN_LINK_SECURITY_KEY_FILE": str(file)}
@@ -175,3 +178,22 @@ async def test_an_end_without_a_good_key_file_does_not_start(sealed: SealedEnds,
     assert await end.ended() == 2
     (told,) = end.logged("stopped_by_failure")
     assert "others may read or change this key file (mode 0640): chmod 600" in told["reason"]
+
+
+async def test_what_is_lost_or_damaged_under_a_seal_is_rebuilt(ends: Ends) -> None:
+    sealed = SealedEnds(ends, 'type = "generate"\nsize_bytes = 40_000', fec={"repair": "50%"}, rate="40 Mbit/s")
+    target, counts = ends.free_address(), GapCounts()
+    async with trio.open_nursery() as nursery:
+        faults = FaultPlan(drop=0.05, corrupt=0.02, duplicate=0.02, seed=7)
+        await nursery.start(relay, ends.address, target, faults, counts)
+        egress = await ends.egress(environ={**sealed.environ["egress"], "GAPCONN_LINK_BIND": str(target)})
+        ingress = await ends.ingress(environ=sealed.environ["ingress"])
+        status = await egress.until_status(lambda s: s["received"]["records"] >= 300, "300 records arrived")
+        await ingress.kill()
+        nursery.cancel_scope.cancel()
+    assert (status["missed"]["messages"], status["missed"]["records"]) == ({}, 0)
+    assert status["sink"]["missing"] == status["sink"]["damaged"] == 0
+    assert status["received"]["messages_rebuilt"] > 0
+    assert status["dropped"]["bad_check"] > 0
+    assert status["dropped"]["duplicate"] > 0
+    assert (status["alarms"], egress.logged("unverified_detected")) == ({}, [])

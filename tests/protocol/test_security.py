@@ -541,6 +541,27 @@ def test_keys_that_are_none_are_a_mistake() -> None:
             Keys(use=use, secrets=secrets)
 
 
+@pytest.mark.parametrize("rows_max", [1, 64])
+@pytest.mark.req("GC-SEC-1", "GC-FEC-3")
+def test_repair_symbols_are_sealed_and_what_cannot_be_opened_is_rebuilt(rows_max: int) -> None:
+    """Lost, damaged and forged datagrams are erasures alike."""
+    sender, egress = sealing(repair_share=10_000), sealed_egress()
+    startup, body = started(sender), bytes(i % 249 for i in range(200_000))
+    datagrams = sent(sender, body)
+    assert all(unseal(d) is not None for d in datagrams)
+    for place in range(1, len(datagrams), 7):
+        datagrams[place] = datagrams[place][:60] + bytes([datagrams[place][60] ^ 1]) + datagrams[place][61:]
+    for place in range(2, len(datagrams), 7):
+        datagrams[place] = seal(unsealed(datagrams[place]), OTHER_SECRET)
+    del datagrams[::7]
+    egress.hear(startup)
+    for each in bursts(datagrams, rows_max):
+        egress.receiver.receive(each, 0.0)
+    assert bodies(egress.receiver.take_events()) == [body]
+    assert egress.receiver.counters.symbols_rebuilt > 30
+    assert egress.dropped[DropReason.BAD_CHECK] > 40
+
+
 # -- rows ----------------------------------------------------------------------------------------------------------
 
 
