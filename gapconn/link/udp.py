@@ -36,7 +36,7 @@ _SEGMENT = struct.Struct("=H")
 _GRO_SEGMENT = struct.Struct("=i")
 _ANCILLARY_BYTES = socket.CMSG_SPACE(_GRO_SEGMENT.size)
 
-RECEIVE_SLAB_BYTES = 4 * SLAB_BYTES
+RECEIVE_SLAB_BYTES = 8 * SLAB_BYTES
 """Room for several GRO bursts behind each other: equal datagrams then form one larger burst."""
 
 RECEIVE_DATAGRAMS_MAX = 1024
@@ -114,6 +114,17 @@ class UdpSender:
         for start in range(0, burst.count * size, size):
             await self._send(whole[start : start + size], [])
 
+    def send_now(self, burst: Burst) -> bool:
+        """Give all datagrams of `burst` to the kernel if it takes them at once; else none, and `send` knows why."""
+        if burst.count > 1 and not self.gso:
+            return False
+        segment = [(SOL_UDP, UDP_SEGMENT, _SEGMENT.pack(burst.datagram_bytes))] if burst.count > 1 else []
+        try:
+            self._socket.sendmsg([burst.bytes], segment, 0, self._target)
+        except OSError:
+            return False
+        return True
+
     async def _send(self, datagrams: memoryview, ancillary: list[tuple[int, int, bytes]]) -> bool:
         """Send in one call; False if the kernel cannot cut the burst on this path."""
         backoff = Backoff(first_s=0.001, limit_s=1.0)
@@ -153,6 +164,7 @@ class UdpReceiver:
         address: Where it listens, as the kernel says.
         gro: Whether the kernel joins datagrams.
         buffer_bytes: Receive buffer that the kernel granted.
+        drained: Whether the kernel held no more when something was received last.
     """
 
     def __init__(
@@ -185,6 +197,7 @@ class UdpReceiver:
             ) from error
         host, port = self._socket.getsockname()[:2]
         self.address = Address(host, port)
+        self.drained = True
 
     @property
     def kernel_drops(self) -> int:
@@ -207,10 +220,12 @@ class UdpReceiver:
         bursts: list[Burst] = []
         start = end = size = datagrams = 0
         room = slab.flat.data
+        self.drained = False
         while end + SLAB_BYTES <= len(room) and datagrams < RECEIVE_DATAGRAMS_MAX:
             try:
                 got, ancillary, _, _ = self._socket.recvmsg_into([room[end:]], _ANCILLARY_BYTES)
             except BlockingIOError:
+                self.drained = True
                 break
             except ConnectionError:  # an ICMP error to something that this port never sent
                 continue

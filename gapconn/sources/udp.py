@@ -130,9 +130,9 @@ class UdpSource:
             size += length + _RECORD_OVERHEAD_BYTES
             if size >= batch_limit:
                 break
-        self._count_dropped(sock)
         if not values:
             return None
+        self._count_dropped(sock)
         first, self._received = self._received, self._received + len(values)
         return Batch(
             origin=self._origin,
