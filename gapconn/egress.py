@@ -3,7 +3,8 @@
     gap ══ receiver ──bursts──▶ reassembler ──deliveries──▶ sink
                                      ▲ watchdog (time)
 
-Each box is a task, each arrow is bounded. What a task decides about the protocol, it asks `LinkReceiver`. The receiver
+Each box is a task, each arrow is bounded. Where the receiver has taken all that the kernel held and the reassembler
+waits for it, the receiver does its work at once. What a task decides about the protocol, it asks `LinkReceiver`. The receiver
 never waits for the sink: when the sink is slower than the link for too long, the newest messages are refused, counted
 and logged with their records. When the process is told to stop, it takes what the kernel has received by then, and
 drains what it holds to the sink.

@@ -109,6 +109,7 @@ class UdpSource:
             self._in_hand = batch
             await outlet.send(batch)
             self._in_hand = None
+            self._count_dropped(sock)
 
     def _read(self, sock: socket.socket, outlet: Outlet) -> Batch | None:
         """What waits in the socket, at most one batch of it; None when there is nothing."""
@@ -132,7 +133,6 @@ class UdpSource:
                 break
         if not values:
             return None
-        self._count_dropped(sock)
         first, self._received = self._received, self._received + len(values)
         return Batch(
             origin=self._origin,
