@@ -127,7 +127,7 @@ class UdpSender:
 
     async def _send(self, datagrams: memoryview, ancillary: list[tuple[int, int, bytes]]) -> bool:
         """Send in one call; False if the kernel cannot cut the burst on this path."""
-        backoff = Backoff(first_s=0.001, limit_s=1.0)
+        backoff = None
         while True:
             try:
                 self._socket.sendmsg([datagrams], ancillary, 0, self._target)
@@ -146,6 +146,7 @@ class UdpSender:
                 if error.errno not in _NO_MEMORY | _NO_ROUTE:
                     raise LinkError(f"cannot send to {self._target[0]}:{self._target[1]}: {error}") from error
                 self.stalls += 1
+                backoff = backoff or Backoff(first_s=0.001, limit_s=1.0)
                 if error.errno in _NO_ROUTE:
                     self._throttled.warning("link_not_sendable", error=str(error), tries=backoff.tries + 1)
                 await trio.sleep(backoff.failed())
