@@ -4,10 +4,10 @@
                                      ▲ watchdog (time)
 
 Each box is a task, each arrow is bounded. Where the receiver has taken all that the kernel held and the reassembler
-waits for it, the receiver does its work at once. What a task decides about the protocol, it asks `LinkReceiver`. The receiver
-never waits for the sink: when the sink is slower than the link for too long, the newest messages are refused, counted
-and logged with their records. When the process is told to stop, it takes what the kernel has received by then, and
-drains what it holds to the sink.
+waits for it, the receiver does its work at once. What a task decides about the protocol, it asks `LinkReceiver`. The
+receiver never waits for the sink: when the sink is slower than the link for too long, the newest messages are refused,
+counted and logged with their records. When the process is told to stop, it takes what the kernel has received by then,
+and drains what it holds to the sink.
 """
 
 from __future__ import annotations
@@ -204,7 +204,6 @@ class Egress:
         self._lost_before = 0
         self._accepted_before = 0
         self._sink_moved_at_s = trio.current_time()
-        self._listening = trio.CancelScope()
         self._watching = trio.CancelScope()
         self._storing = trio.CancelScope()
 
@@ -225,11 +224,10 @@ class Egress:
         """Move what the kernel holds into slabs; when told to stop, until it holds nothing more."""
         async with self._arrivals_in:
             while not self.stopping:
-                with trio.CancelScope() as self._listening:
-                    if self.socket.drained:
-                        await self.socket.wait_readable()
-                    else:
-                        await trio.lowlevel.checkpoint()
+                if self.socket.drained:
+                    await self.socket.wait_readable()
+                else:
+                    await trio.lowlevel.checkpoint()
                 await self._receive()
             until_s = trio.current_time() + LAST_RECEIVE_S
             while await self._receive() and trio.current_time() < until_s:
@@ -339,7 +337,7 @@ class Egress:
     def stop(self) -> None:
         """Ask for an orderly end."""
         self.stopping = True
-        self._listening.cancel()
+        self.socket.wake()
 
     def unfinished(self) -> str:
         """What is not done, for an operator who reads that the grace time was spent."""

@@ -209,8 +209,18 @@ class UdpReceiver:
         return dropped_datagrams(self._socket)
 
     async def wait_readable(self) -> None:
-        """Wait until something has arrived. It may turn out to be nothing: a datagram with a wrong UDP checksum."""
-        await trio.lowlevel.wait_readable(self._socket)
+        """Wait until something has arrived, or `wake` is called.
+
+        It may turn out to be nothing: a datagram with a wrong UDP checksum.
+        """
+        try:
+            await trio.lowlevel.wait_readable(self._socket)
+        except trio.ClosedResourceError:
+            await trio.lowlevel.checkpoint_if_cancelled()
+
+    def wake(self) -> None:
+        """End the wait of whoever waits now: cheaper than a cancel scope around each wait."""
+        trio.lowlevel.notify_closing(self._socket)
 
     def receive(self, slab: Slab) -> list[Burst]:
         """What has arrived and fits into `slab`, which has `RECEIVE_SLAB_BYTES`; does not wait.

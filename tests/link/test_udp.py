@@ -214,6 +214,29 @@ async def test_it_tells_whether_the_kernel_holds_more(ways: Ways) -> None:
         assert receiver.drained
 
 
+async def test_a_wait_can_be_ended_and_begun_again() -> None:
+    woken: list[str] = []
+
+    async def wait(receiver: UdpReceiver, name: str) -> None:
+        await receiver.wait_readable()
+        woken.append(name)
+
+    with trio.fail_after(30), receiving() as (receiver, slab), sending(receiver.address) as sender:
+        receiver.wake()  # nobody waits
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait, receiver, "first")
+            await trio.testing.wait_all_tasks_blocked()
+            assert not woken
+            receiver.wake()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait, receiver, "second")
+            await trio.testing.wait_all_tasks_blocked()
+            assert woken == ["first"]
+            await sender.send(burst(some(1, 100)))
+        assert woken == ["first", "second"]
+        assert len(await take(receiver, slab, 1)) == 1
+
+
 @pytest.mark.parametrize("count", [1, 44])
 async def test_what_the_kernel_takes_at_once(ways: Ways, count: int) -> None:
     sent = some(count, 1000)
