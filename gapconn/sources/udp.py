@@ -27,6 +27,8 @@ _DATAGRAM_BYTES_MAX = 65_535
 _RECORD_OVERHEAD_BYTES = 32
 """Upper bound of what a record adds to an encoded batch beside its value."""
 _BATCH_OVERHEAD_BYTES = 1024
+_DATAGRAMS_AT_ONCE_MAX = 4096
+"""After so many the other tasks get their turn: a flood of what cannot be sent must not keep the source reading."""
 
 
 @attrs.frozen(kw_only=True)
@@ -118,7 +120,7 @@ class UdpSource:
         values: list[bytes | None] = []
         view = memoryview(self._buffer)
         size = 0
-        while True:
+        for _ in range(_DATAGRAMS_AT_ONCE_MAX):
             try:
                 length = sock.recv_into(view)
             except BlockingIOError:
