@@ -231,7 +231,7 @@ class Egress:
                 await self._receive()
             until_s = trio.current_time() + LAST_RECEIVE_S
             while await self._receive() and trio.current_time() < until_s:
-                pass
+                await trio.lowlevel.checkpoint()
 
     async def _receive(self) -> bool:
         """Move what the kernel holds, as much as a slab takes; whether it held anything.
