@@ -3,14 +3,15 @@
     source ──batches──▶ fragmenter ──volleys──▶ sender ══ gap
                            heartbeat ──volleys────┘
 
-Each box is a task, each arrow a bounded memory channel: a slow link slows the source down. What a task decides about
+Each box is a task, each arrow a bounded memory channel: a slow link slows the source down. Where the tasks behind an
+arrow are idle, a small batch need not wait for their turn: the task before does their work. What a task decides about
 the protocol, it asks `LinkSender`. When the process is told to stop, the source stops reading, what is held is sent,
 the source acknowledges it, and Shutdown is the last thing that is said.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import attrs
 import structlog
@@ -38,6 +39,9 @@ BATCHES_HELD_MAX = 4
 VOLLEY_BURSTS_MAX = 6
 """Bursts that travel together: a hop between tasks is paid once for all of them."""
 VOLLEYS_HELD_MAX = 1
+SMALL_BATCH_RECORDS = 16
+SMALL_BATCH_BYTES = 8192
+"""Up to here a batch may be passed through at once: it makes a burst or two, and slabs for a volley are free then."""
 SLABS = VOLLEY_BURSTS_MAX * (VOLLEYS_HELD_MAX + 2)
 """One volley being built, those held, and one being sent."""
 
@@ -75,6 +79,15 @@ def burst_datagrams_at(link: Link) -> int:
     return max(1, min(ROWS_MAX, int(link.rate_bps * link.heartbeat_interval_s / 16 / 8 / link.mtu_bytes)))
 
 
+def _is_small(batch: Batch) -> bool:
+    """Whether it is told at a glance that all of `batch` takes a few datagrams."""
+    if len(batch.parts) != 1:
+        return not batch.parts
+    (part,) = batch.parts
+    values = part.values if isinstance(part, Records) else [part.data]
+    return len(values) <= SMALL_BATCH_RECORDS and sum(len(value or b"") for value in values) <= SMALL_BATCH_BYTES
+
+
 class Ingress:
     """One ingress session, from StartUp to Shutdown. Its tasks are the methods of their names.
 
@@ -95,6 +108,7 @@ class Ingress:
         *,
         header_bytes: int,
         key_watch: KeyWatch | None = None,
+        sleep_until: Callable[[float], Awaitable[None]] = trio.sleep_until,
     ) -> None:
         self.pair = pair
         self.key_watch = key_watch
@@ -113,7 +127,8 @@ class Ingress:
         self._compressor = Compressor(compression, pair.link.compression_level) if compression else None
         self._plain = bytearray()
         """The body of a message before it is compressed."""
-        self._pacer = Pacer(pair.link.rate_bps, header_bytes)
+        self._pacer = Pacer(pair.link.rate_bps, header_bytes=header_bytes, mtu_bytes=pair.link.mtu_bytes)
+        self._sleep_until = sleep_until
         self._pool = SlabPool(SLABS, SLAB_BYTES)
         self._batches_in, self._batches_out = trio.open_memory_channel[_Queued](BATCHES_HELD_MAX)
         self._volleys_in, self._volleys_out = trio.open_memory_channel[_Volley](VOLLEYS_HELD_MAX)
@@ -141,7 +156,12 @@ class Ingress:
 
     async def send(self, batch: Batch, on_sent: Callable[[], None] | None = None) -> None:
         """Take a batch from the source."""
-        await self._batches_in.send(_Queued(batch, on_sent))
+        if self._idle and _is_small(batch):
+            await trio.lowlevel.checkpoint_if_cancelled()
+            self._pass_through(batch, on_sent)
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        else:
+            await self._batches_in.send(_Queued(batch, on_sent))
         self._handed_over += 1
 
     async def flush(self) -> None:
@@ -175,7 +195,7 @@ class Ingress:
             if queued.batch is None:
                 await self._volleys_in.send(_Volley([], pooled=False, on_sent=queued.on_sent))
                 continue
-            await self._compose(queued.batch)
+            self._compose(queued.batch, await self._compress(queued.batch))
             while left := self.core.bursts_left:
                 slabs = [await self._pool.take() for _ in range(min(left, self._volley_bursts))]
                 bursts = [burst for slab in slabs if (burst := self.core.next_burst(slab)) is not None]
@@ -186,13 +206,47 @@ class Ingress:
             self._nap.cancel()
             await self._volleys_in.send(_Volley(shutdown, pooled=False))
 
-    async def _compose(self, batch: Batch) -> None:
+    @property
+    def _idle(self) -> bool:
+        """Whether fragmenter and sender wait for something to do, and the link is fast enough for it to matter."""
+        return (
+            self._volley_bursts == VOLLEY_BURSTS_MAX
+            and self._compressor is None
+            and self._batches_out.statistics().tasks_waiting_receive > 0
+            and self._volleys_out.statistics().tasks_waiting_receive > 0
+        )
+
+    def _pass_through(self, batch: Batch, on_sent: Callable[[], None] | None) -> None:
+        """Do for a small batch what fragmenter and sender would do; the sender gets what has to wait."""
+        self._compose(batch, None)
+        bursts: list[Burst] = []
+        while self.core.bursts_left:
+            slab = self._pool.take_now()
+            burst = self.core.next_burst(slab)
+            assert burst is not None
+            if bursts or not self._send_now(burst):
+                bursts.append(burst)
+            else:
+                self._pool.give(slab)
+        if bursts:
+            self._volleys_in.send_nowait(_Volley(bursts, pooled=True, on_sent=on_sent))
+        elif on_sent is not None:
+            on_sent()
+
+    def _send_now(self, burst: Burst) -> bool:
+        """Send a burst if neither the rate nor the kernel holds it up."""
+        fitting = self._pacer.fit(trio.current_time(), burst.count, burst.datagram_bytes)
+        if fitting < burst.count or not self.socket.send_now(burst):
+            return False
+        self._pacer.sent(trio.current_time(), self._pacer.wire_bytes(burst.count, burst.datagram_bytes))
+        return True
+
+    def _compose(self, batch: Batch, compressed: bytes | None) -> None:
         runs = [
             Run(part.stream, part.partition, part.previous, part.positions[0], part.positions[-1], len(part.positions))
             for part in batch.parts
             if isinstance(part, Records) and part.positions
         ]
-        compressed = await self._compress(batch)
 
         def write_body(buffer: bytearray, offset: int) -> None:
             if self._compressor is None:
@@ -224,20 +278,32 @@ class Ingress:
 
     async def sender(self) -> None:
         """Send volleys at the configured rate; tell the source what the kernel took (GC-DLV-1)."""
+        wire_bytes = self._pacer.wire_bytes
         async for volley in self._volleys_out:
+            left_bytes = sum(wire_bytes(burst.count, burst.datagram_bytes) for burst in volley.bursts)
             for burst in volley.bursts:
-                size_bytes = burst.count * burst.datagram_bytes
-                ready_at_s = self._pacer.ready_at(burst.count, size_bytes)
-                if ready_at_s > trio.current_time():
-                    await trio.sleep_until(ready_at_s)
-                await self.socket.send(burst)
-                self._pacer.sent(trio.current_time(), burst.count, size_bytes)
+                await self._send(burst, left_bytes)
+                left_bytes -= wire_bytes(burst.count, burst.datagram_bytes)
                 if volley.pooled:
                     self._pool.give(burst.slab)
             if volley.on_sent is not None:
                 volley.on_sent()
         counters = self.core.counters
         self.log.info("session_closed", messages=counters.messages, records=counters.records)
+
+    async def _send(self, burst: Burst, left_bytes: int) -> None:
+        """Send a burst as the rate allows, if need be in pieces; it is the first of `left_bytes` on the wire."""
+        size, pacer = burst.datagram_bytes, self._pacer
+        first = 0
+        while first < burst.count:
+            count = pacer.fit(trio.current_time(), burst.count - first, size)
+            if count == 0:
+                await self._sleep_until(pacer.wake_at(size, left_bytes - pacer.wire_bytes(first, size)))
+                continue
+            whole = count == burst.count
+            await self.socket.send(burst if whole else Burst(burst.slab, size, count, burst.offset + first * size))
+            pacer.sent(trio.current_time(), pacer.wire_bytes(count, size))
+            first += count
 
     async def heartbeat(self) -> None:
         """Send what is due by time: StartUp, then HeartBeats, also while data flows (GC-TIME-1)."""

@@ -22,6 +22,7 @@ from gapconn.errors import ConfigError, LinkError
 from gapconn.fec.choice import choose_codec
 from gapconn.ingress import Ingress, burst_datagrams_at
 from gapconn.key_watch import KeyWatch
+from gapconn.link.alarm import Alarm
 from gapconn.link.udp import UdpReceiver, UdpSender, ip_header_bytes, resolve
 from gapconn.protocol.receiver import LinkReceiver, ReceiverSettings
 from gapconn.protocol.security import Keys
@@ -86,6 +87,7 @@ async def serve_ingress(pair: Pair) -> None:
             choose_codec(log),
         )
         udp = UdpSender(family, target, log=log.bind(task="sender"))
+        alarm = Alarm()
         try:
             log.info(
                 "ingress_started",
@@ -102,9 +104,18 @@ async def serve_ingress(pair: Pair) -> None:
                 key_in_use=core.key_id or None,
                 announcing_s=0 if previous_epoch else pair.link.interruption_timeout_s,
             )
-            ingress = Ingress(pair, pair.source, core, udp, header_bytes=header_bytes, key_watch=key_watch)
+            ingress = Ingress(
+                pair,
+                pair.source,
+                core,
+                udp,
+                header_bytes=header_bytes,
+                key_watch=key_watch,
+                sleep_until=alarm.sleep_until,
+            )
             await _run_until_stopped(ingress, IngressView(ingress))
         finally:
+            alarm.close()
             udp.close()
     finally:
         state.close()

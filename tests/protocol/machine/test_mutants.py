@@ -133,4 +133,4 @@ def test_no_seeded_bug_is_left_out() -> None:
     defined = [f for name, f in inspect.getmembers(m, inspect.isfunction) if f.__module__ == m.__name__]
     assert {f.__name__ for f in put_in} == {f.__name__ for f in defined if not f.__name__.startswith("_")}
     ids = [id_ for parameter in catalogue.args[1] for mark in parameter.marks for id_ in mark.args]
-    assert {id_.split("-")[1] for id_ in ids} == {"MOD", "WIRE", "SESS", "DLV", "FEC", "TIME", "LIM"}
+    assert {id_.split("-")[1] for id_ in ids} == {"MOD", "WIRE", "SESS", "DLV", "FEC", "SEC", "TIME", "LIM"}
