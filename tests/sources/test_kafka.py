@@ -16,6 +16,7 @@ from gapconn.record import NO_POSITION, Batch, Records, TimestampType
 from gapconn.sources import Outlet
 from gapconn.sources import kafka as kafka_source
 from gapconn.sources.kafka import KafkaSource, KafkaSourceConfig, chain_position, commit_metadata
+from gapconn.sources.kafka_batches import Columns
 from gapconn.testing.kafka_broker import make_node
 from gapconn.testing.pipes import RecordingOutlet, make_context
 from gapconn.units import Seconds
@@ -333,15 +334,15 @@ async def test_a_header_name_that_cannot_be_read_is_not_dropped_silently(
     topic, group, context = kafka.create_topic(), kafka.name(), make_context()
     kafka.send(topic, numbered(1))
     config = KafkaSourceConfig(bootstrap_servers=kafka.address, group_id=group, topics=[topic], unfit=unfit)
-    read_columns = kafka_source._Columns.of
+    read_columns = Columns.of
 
-    def columns_of(messages: list[Message]) -> Any:
+    def columns_of(messages: list[Message], **limits: int) -> Any:
         """What is read is three messages, the middle one unreadable."""
         if messages[0].offset() == 0 and messages[0].topic() == topic:
             messages[:] = [message(0), message(1, kind=UnreadableMessage), message(2)]
-        return read_columns(messages)
+        return read_columns(messages, **limits)
 
-    monkeypatch.setattr(kafka_source._Columns, "of", columns_of)
+    monkeypatch.setattr(Columns, "of", columns_of)
     outlet = RecordingOutlet()
     source = KafkaSource(config, context)
     if unfit == "stop":
