@@ -32,7 +32,7 @@ def run() -> tuple[Figure, Figure]:
 
 
 def _run_on(address: str) -> tuple[Figure, Figure]:
-    source = _topic(address)
+    source = make_topic(address)
     _fill(address, source)
     for rate in RATES_MBPS:
         figure = _pair(address, source, rate)
@@ -42,7 +42,7 @@ def _run_on(address: str) -> tuple[Figure, Figure]:
 
 
 def _pair(address: str, source: str, rate_mbps: int) -> Figure:
-    target = _topic(address)
+    target = make_topic(address)
     source_section = (
         f'type = "kafka"\nbootstrap_servers = "{address}"\ntopics = ["{source}"]\ngroup_id = "{uuid.uuid4().hex}"'
     )
@@ -57,7 +57,7 @@ def _pair(address: str, source: str, rate_mbps: int) -> Figure:
 
 def _plain(address: str, source: str) -> Figure:
     """What a careful program does in one process: the whole record, idempotent, acks=all."""
-    target = _topic(address)
+    target = make_topic(address)
     consumer = Consumer({"bootstrap.servers": address, "group.id": uuid.uuid4().hex, "auto.offset.reset": "earliest"})
     producer = Producer(
         {"bootstrap.servers": address, "enable.idempotence": True, "linger.ms": 5, "queue.buffering.max.messages": 0}
@@ -87,7 +87,7 @@ def _plain(address: str, source: str) -> Figure:
     return Figure(what="plain consume and produce", value=done / (time.monotonic() - started), unit="records/s")
 
 
-def _topic(address: str) -> str:
+def make_topic(address: str) -> str:
     name = f"bench-{uuid.uuid4().hex[:12]}"
     admin = AdminClient({"bootstrap.servers": address})  # it must live as long as its futures
     for created in admin.create_topics([NewTopic(name, PARTITIONS, 1)]).values():

@@ -40,6 +40,8 @@ from gapconn.record import Header, Records
 from gapconn.sinks import Delivery, Inlet
 from gapconn.units import Bytes
 
+ORIGIN_HEADER: Final = "gapconn-origin"
+"""One header for the whole id: each one costs time at every client and broker that it passes."""
 ANY_PARTITION: Final = -1
 REQUEST_TIMEOUT_S: Final = 1.0
 PROBE_INTERVAL_S: Final = 1.0
@@ -98,7 +100,7 @@ class KafkaSinkConfig:
     )
     origin_headers: bool = option(
         default=True,
-        help="Add the headers gapconn-cluster, gapconn-topic, gapconn-partition and gapconn-offset: a unique id.",
+        help="Add the header gapconn-origin, a unique id: cluster/topic/partition/offset of the record at its source.",
     )
     in_flight_bytes: Bytes = option(
         default=Bytes(16 << 20), help="How much may be on its way to the brokers without acknowledgement."
@@ -141,8 +143,8 @@ class _Run:
     topic: str
     partition: int
     """Of the target; `ANY_PARTITION` when the key decides."""
-    origin: list[Header] | None
-    """Headers to add that are the same for all records; None adds none."""
+    origin: str | None
+    """What the origin ids of all records begin with; None adds no header."""
     done: int = 0
     """Records acknowledged or given up."""
     failure: KafkaError | None = None
@@ -272,7 +274,7 @@ class KafkaSink:
         size = 0
         for part in delivery.batch.parts:
             assert isinstance(part, Records)
-            origin = _origin_headers(delivery.batch.origin, part) if self._config.origin_headers else None
+            origin = f"{delivery.batch.origin}/{part.stream}/{part.partition}/" if self._config.origin_headers else None
             runs.append(
                 _Run(
                     records=part,
@@ -438,6 +440,8 @@ class KafkaSink:
             # Memory is bounded by in_flight_bytes.
             "queue.buffering.max.messages": 10_000_000,
             "queue.buffering.max.kbytes": 2_097_151,
+            # Records come in batches, so there is little to wait for (the default is 5).
+            "linger.ms": 1,
         }
         if any(run.one_by_one for flight in self._flights for run in flight.runs):  # It would wait for each.
             defaults["linger.ms"] = 0
@@ -567,26 +571,17 @@ class KafkaSink:
                 self._counters["timestamp_changed"] += sum(stamp < 1 for stamp in stamps)
                 stamps = [1 if stamp == 0 else max(stamp, 0) for stamp in stamps]
         keys: Iterable[bytes | None] = repeat(None) if records.keys is None else records.keys[rows]
-        headers: Iterable[list[Header] | None] = repeat(None) if records.headers is None else records.headers[rows]
+        headers: Iterable[Any] = repeat(None) if records.headers is None else records.headers[rows]
         if run.origin is not None:
             headers = _with_origin(headers, run.origin, records.positions[rows])
         return zip(records.values[rows], keys, reporters, stamps, headers, strict=False)
 
 
-def _origin_headers(cluster: str, records: Records) -> list[Header]:
-    """The part of the origin id that all records of a run share."""
-    return [
-        ("gapconn-cluster", cluster.encode()),
-        ("gapconn-topic", records.stream.encode()),
-        ("gapconn-partition", b"%d" % records.partition),
-    ]
-
-
 def _with_origin(
-    headers: Iterable[list[Header] | None], origin: list[Header], positions: list[int]
-) -> Iterator[list[Header]]:
+    headers: Iterable[list[Header] | None], origin: str, positions: list[int]
+) -> Iterator[list[tuple[str, str | bytes | None]]]:
     for own, position in zip(headers, positions, strict=False):
-        yield [*(own or ()), *origin, ("gapconn-offset", b"%d" % position)]
+        yield [*(own or ()), (ORIGIN_HEADER, f"{origin}{position}")]
 
 
 def _poll_until_empty(producer: Producer, timeout_s: float) -> None:

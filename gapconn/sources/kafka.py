@@ -46,9 +46,12 @@ from gapconn.units import Seconds
 
 T = TypeVar("T")
 
-BATCHES_PER_READ: Final = 4
-"""A read takes about this many batches from librdkafka's queue at once, to share the cost of a thread's turn."""
-BATCHES_IN_HAND: Final = 8
+READ_BYTES: Final = 1 << 20
+"""A read takes about so much from librdkafka's queue at once, or a batch if that is more: a thread's turn is shared by
+many records, and they are still in the processor's cache when they are sent."""
+GATHER_S: Final = 0.002
+"""After a lull, the first record waits so long for others: it halves the work of both ends at a thousand a second."""
+BATCHES_IN_HAND: Final = 4
 """No more is read while this many batches wait for the link."""
 KEEP_ALIVE_S: Final = 1.0
 """How long to wait for the link before the group is told again that this member is alive."""
@@ -280,14 +283,14 @@ class _Session:
         """What is there, as batches; waits a moment when there is nothing."""
         self._commit_now_and_then()
         self._begin_again_where_needed()
-        count = min(50_000, max(16, int(BATCHES_PER_READ * self._outlet.batch_bytes / self._record_bytes)))
+        count = min(50_000, max(16, int(max(READ_BYTES, self._outlet.batch_bytes) / self._record_bytes)))
         messages, self._left_over = self._left_over, []
         messages += self._consume(count, 0)
         if not messages:
-            # One message, as soon as there is one; then those that came with it.
+            # One message, as soon as there is one; then those that come with it.
             messages = self._consume(1, 0.1)
             if messages:
-                messages += self._consume(count, 0)
+                messages += self._consume(count, GATHER_S)
             elif self._watch.away:
                 self._probe()
         return self._batches(messages) if messages else []

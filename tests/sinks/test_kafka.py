@@ -108,10 +108,9 @@ async def test_the_origin_is_added_after_the_records_own_headers(kafka: Cluster)
     own: list[list[Header] | None] = [[("a", b"1"), ("a", None)], None]
     batch = Batch(origin="from", parts=[run_of([b"x", b"y"], first=40, partition=1, headers=own)])
     await deliver(kafka, [batch], topic=topic)
-    fixed = [("gapconn-cluster", b"from"), ("gapconn-topic", b"orders"), ("gapconn-partition", b"1")]
     assert [e.headers for e in kafka.read(topic)] == [
-        [("a", b"1"), ("a", None), *fixed, ("gapconn-offset", b"40")],
-        [*fixed, ("gapconn-offset", b"41")],
+        [("a", b"1"), ("a", None), ("gapconn-origin", b"from/orders/1/40")],
+        [("gapconn-origin", b"from/orders/1/41")],
     ]
 
 
@@ -139,7 +138,7 @@ async def test_records_of_other_sources_need_no_time_and_no_key(kafka: Cluster) 
     await deliver(kafka, [Batch(parts=[run_of([b"reading"], stream="[::1]:514")])], topic=topic)
     [entry] = kafka.read(topic)
     assert entry.value == b"reading"
-    assert ("gapconn-topic", b"[::1]:514") in (entry.headers or [])
+    assert entry.headers == [("gapconn-origin", b"/[::1]:514/0/0")]
     assert (entry.timestamp_ms or 0) > 1_500_000_000_000
 
 
