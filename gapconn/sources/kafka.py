@@ -438,6 +438,8 @@ class _Session:
                 chain="restarts" if previous == NO_POSITION else "goes on",
             )
         self._ask(lambda: consumer.incremental_assign(starts))
+        # A partition that was lost while it was paused (`_keep_alive`) comes back paused, and would stay so for ever.
+        self._ask(lambda: consumer.resume(starts))
         self.was_assigned |= bool(starts)
         self._show_partitions()
 
