@@ -3,9 +3,8 @@
     consumer ──messages──▶ batches ──▶ outlet ──on_sent──▶ offsets to commit
        (one worker thread at a time)        (Trio's thread)
 
-Offsets are committed only for records that the kernel took (GC-DLV-1), and each commit says in its metadata which link
-made it. So whoever gets the partition next knows whether the record before its first one crossed *this* link (then the
-chain of positions goes on) or another pair's (then it restarts, and nothing is called lost).
+Offsets are committed only for records that the kernel took (GC-DLV-1). How a link knows which record it sent last of a
+partition is told in `kafka_offsets`; how messages become batches, in `kafka_batches`.
 
 librdkafka is never let to choose a starting offset by itself (`auto.offset.reset=error`): where the wanted offset is
 gone, records were lost before they were read, and that is counted and logged here.
@@ -14,24 +13,14 @@ gone, records were lost before they were read, and that is counted and logged he
 from __future__ import annotations
 
 import math
-import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import groupby
 from typing import Any, ClassVar, Final, Literal, TypeVar
 
 import attrs
 import trio
-from confluent_kafka import (
-    OFFSET_BEGINNING,
-    OFFSET_END,
-    OFFSET_STORED,
-    Consumer,
-    KafkaError,
-    KafkaException,
-    Message,
-    TopicPartition,
-)
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from trio_util import AsyncValue
 
 from gapconn.backoff import Backoff
@@ -42,6 +31,7 @@ from gapconn.plugins import Carries, Context
 from gapconn.record import NO_POSITION, Batch, encode_batch
 from gapconn.sources import Outlet
 from gapconn.sources.kafka_batches import RUN_OVERHEAD_BYTES, Columns, Hand, Packer, Partition, Place
+from gapconn.sources.kafka_offsets import REQUEST_TIMEOUT_S, Offsets, chain_position, places_of
 from gapconn.units import Seconds
 
 T = TypeVar("T")
@@ -56,7 +46,6 @@ BATCHES_IN_HAND: Final = 4
 KEEP_ALIVE_S: Final = 1.0
 """How long to wait for the link before the group is told again that this member is alive."""
 PROBE_INTERVAL_S: Final = 1.0
-REQUEST_TIMEOUT_S: Final = 5.0
 
 _RESERVED = {
     "bootstrap.servers": "has its own key, bootstrap_servers",
@@ -121,19 +110,6 @@ class _ClientFailed(Exception):  # noqa: N818 - an event inside this module, not
     """The client ended itself for good (librdkafka's fatal errors); a new one may do better."""
 
 
-def commit_metadata(link_id: int, previous: int) -> str:
-    """The text beside a committed offset: which link committed, and the last record it sent before the offset."""
-    return f"gapconn link={link_id} previous={previous}"
-
-
-def chain_position(committed: TopicPartition, link_id: int) -> int:
-    """The last record that this link sent before the committed offset; `NO_POSITION` when another one committed it."""
-    said = re.fullmatch(r"gapconn link=(\d+) previous=(-?\d+)", committed.metadata or "")
-    if said is None or int(said[1]) != link_id or int(said[2]) >= committed.offset:
-        return NO_POSITION
-    return int(said[2])
-
-
 class KafkaSource:
     """Reads topics as a member of a consumer group."""
 
@@ -174,7 +150,9 @@ class _Session:
         self._counters = context.counters
         self._watch = watch
         self._outlet = outlet
-        self._partitions: dict[Place, Partition] = {}
+        self._offsets = Offsets(
+            context, watch, self._ask, start_at=config.start, commit_interval_s=config.commit_interval
+        )
         self._origin = ""
         self._in_hand = AsyncValue(0)
         """Batches read and not yet taken by the outlet."""
@@ -184,12 +162,11 @@ class _Session:
         """Partitions whose wanted offset (the value; negative when there is none) is not there."""
         self._record_bytes = 1024.0
         """What a record takes, smoothed: tells how many to ask for."""
-        self._next_commit = time.monotonic() + config.commit_interval
         self._next_probe = 0.0
         self._ended: SourceError | _ClientFailed | None = None
         """Why no more is read; raised once everything before was sent."""
         self._closing = False
-        self._consumer = self._open()
+        self._consumer = self._offsets.consumer = self._open()
 
     async def run(self) -> None:
         """Read and send until cancelled; then send what is in hand, commit and leave the group."""
@@ -269,7 +246,7 @@ class _Session:
         }
         if config.client.get("group.protocol") != "consumer":  # With that one, the broker assigns, and cooperatively.
             fixed["partition.assignment.strategy"] = "cooperative-sticky"
-        callbacks = {"error_cb": self._on_error, "on_commit": self._on_commit, "logger": self._watch}
+        callbacks = {"error_cb": self._on_error, "on_commit": self._offsets.on_commit, "logger": self._watch}
         try:
             consumer = Consumer({**library_settings(defaults, config.client, fixed), **callbacks})
             consumer.subscribe(
@@ -281,7 +258,7 @@ class _Session:
 
     def _read(self) -> list[Hand]:
         """What is there, as batches; waits a moment when there is nothing."""
-        self._commit_now_and_then()
+        self._offsets.commit_now_and_then()
         self._begin_again_where_needed()
         count = min(50_000, max(16, int(max(READ_BYTES, self._outlet.batch_bytes) / self._record_bytes)))
         messages, self._left_over = self._left_over, []
@@ -297,7 +274,7 @@ class _Session:
 
     def _keep_alive(self) -> None:
         """Serve the group (rebalances, commits) without reading on."""
-        self._commit_now_and_then()
+        self._offsets.commit_now_and_then()
         self._ask(lambda: self._consumer.pause(self._consumer.assignment()))
         # What is assigned inside this call is not paused: its message is kept for the next read.
         self._left_over += self._consume(1, 0.05)
@@ -332,7 +309,7 @@ class _Session:
         end = 0
         for place, run in groupby(zip(map(Message.topic, messages), map(Message.partition, messages), strict=True)):
             start, end = end, end + len(list(run))
-            partition = self._partitions.get(place)  # type: ignore[arg-type]  # neither is None without an error
+            partition = self._offsets.partitions.get(place)  # type: ignore[arg-type]  # neither is None without an error
             if partition is not None:  # Else it was revoked inside this very read, and its next owner reads these.
                 self._pack(packer, partition, messages[start:end])
         hands = packer.finish()
@@ -421,15 +398,15 @@ class _Session:
                 self._on_error(error)
             return None
 
-    # In the worker thread: the group and the offsets.
+    # In the worker thread: the group.
 
     def _on_assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
         starts = []
-        for committed in self._committed(assigned):
+        for committed in self._offsets.committed(assigned):
             place = (committed.topic, committed.partition)
             previous = chain_position(committed, self._context.link_id)
-            self._partitions[place] = Partition(place=place, handed=previous)
-            starts.append(TopicPartition(*place, self._start(committed)))
+            self._offsets.partitions[place] = Partition(place=place, handed=previous)
+            starts.append(TopicPartition(*place, self._offsets.start(committed)))
             self._log.info(
                 "partition_assigned",
                 topic=committed.topic,
@@ -447,73 +424,43 @@ class _Session:
         """What is in hand is sent and committed before anybody else gets these partitions."""
         if not self._closing:
             trio.from_thread.run(self._flush)
-        self._commit_now([self._partitions[place] for place in _places(revoked) if place in self._partitions])
+        self._offsets.commit_now(
+            [self._offsets.partitions[place] for place in places_of(revoked) if place in self._offsets.partitions]
+        )
         self._forget(revoked)
-        self._log.info("partitions_revoked", partitions=[f"{topic}/{number}" for topic, number in _places(revoked)])
+        self._log.info("partitions_revoked", partitions=[f"{topic}/{number}" for topic, number in places_of(revoked)])
 
     def _on_lost(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
         """Somebody else has these partitions already: what is in hand is theirs to send."""
         self._forget(lost)
         self._counters["partitions_lost"] += len(lost)
-        self._log.warning("partitions_lost", partitions=[f"{topic}/{number}" for topic, number in _places(lost)])
+        self._log.warning("partitions_lost", partitions=[f"{topic}/{number}" for topic, number in places_of(lost)])
 
     def _forget(self, partitions: list[TopicPartition]) -> None:
-        for place in _places(partitions):
+        for place in places_of(partitions):
             self._resets.pop(place, None)
-            partition = self._partitions.pop(place, None)
+            partition = self._offsets.partitions.pop(place, None)
             if partition is not None:
                 partition.owned = False
-        self._left_over = [each for each in self._left_over if (each.topic(), each.partition()) in self._partitions]
+        self._left_over = [
+            each for each in self._left_over if (each.topic(), each.partition()) in self._offsets.partitions
+        ]
         self._show_partitions()
 
     def _show_partitions(self) -> None:
-        self._context.status["partitions"] = sorted(f"{topic}/{number}" for topic, number in self._partitions)
-
-    def _committed(self, partitions: list[TopicPartition]) -> list[TopicPartition]:
-        """The group's offsets with their metadata; without an answer, what makes librdkafka ask for them itself."""
-        if not partitions:
-            return []
-        deadline = time.monotonic() + REQUEST_TIMEOUT_S
-        while time.monotonic() < deadline:
-            committed = self._ask(lambda: self._consumer.committed(partitions, timeout=REQUEST_TIMEOUT_S))
-            if committed is not None and all(offset.error is None for offset in committed):
-                return committed
-            time.sleep(0.1)  # The group's coordinator may be moving.
-        self._counters["chain_unknown"] += 1
-        self._log.warning("committed_offsets_unknown", effect="the chains of positions restart")
-        return [TopicPartition(*place, OFFSET_STORED) for place in _places(partitions)]
-
-    def _start(self, committed: TopicPartition) -> int:
-        """Where to begin to read."""
-        if committed.offset >= 0 or committed.offset == OFFSET_STORED:
-            return committed.offset
-        if self._config.start == "earliest":
-            return OFFSET_BEGINNING
-        ends = self._ends((committed.topic, committed.partition))
-        if ends is None:
-            return OFFSET_END
-        # Committed at once: else a crash before the first commit would make the next start begin at a later end.
-        metadata = commit_metadata(self._context.link_id, NO_POSITION)
-        self._commit_soon([TopicPartition(committed.topic, committed.partition, ends[1], metadata=metadata)])
-        return ends[1]
-
-    def _ends(self, place: Place) -> tuple[int, int] | None:
-        """The first offset that is there and the next one to be written."""
-        return self._ask(
-            lambda: self._consumer.get_watermark_offsets(TopicPartition(*place), timeout=REQUEST_TIMEOUT_S)
-        )
+        self._context.status["partitions"] = sorted(f"{topic}/{number}" for topic, number in self._offsets.partitions)
 
     def _begin_again_where_needed(self) -> None:
         """Go on in the partitions whose wanted offset was not there, and say what that means."""
         for place, wanted in list(self._resets.items()):
-            partition, ends = self._partitions.get(place), self._ends(place)
+            partition, ends = self._offsets.partitions.get(place), self._offsets.ends(place)
             if partition is None or ends is None:
                 continue
             del self._resets[place]
             topic, number = place
             first, end = ends
             if wanted < 0:
-                first = self._start(TopicPartition(topic, number))
+                first = self._offsets.start(TopicPartition(topic, number))
             elif wanted < first:
                 self._counters["records_expired"] += first - wanted
                 self._log.error(
@@ -531,56 +478,6 @@ class _Session:
     def _go_to(self, place: Place, offset: int) -> None:
         self._ask(lambda: self._consumer.incremental_unassign([TopicPartition(*place)]))
         self._ask(lambda: self._consumer.incremental_assign([TopicPartition(*place, offset)]))
-
-    def _commit_now_and_then(self) -> None:
-        now = time.monotonic()
-        if now >= self._next_commit:
-            self._next_commit = now + self._config.commit_interval
-            offsets = self._to_commit(self._partitions.values())
-            if offsets and not self._commit_soon(offsets):
-                self._try_commit_again(offsets)
-
-    def _commit_soon(self, offsets: list[TopicPartition]) -> bool:
-        """Commit without waiting; the outcome is told to `_on_commit`. False when that could not even be tried."""
-
-        def request() -> bool:
-            self._consumer.commit(offsets=offsets, asynchronous=True)
-            return True
-
-        return self._ask(request) or False
-
-    def _commit_now(self, partitions: list[Partition]) -> None:
-        offsets = self._to_commit(partitions)
-        if offsets:
-            answer = self._ask(lambda: self._consumer.commit(offsets=offsets, asynchronous=False))
-            self._on_commit(None, offsets if answer is None else answer)
-
-    def _to_commit(self, partitions: Iterable[Partition]) -> list[TopicPartition]:
-        offsets = []
-        for partition in partitions:
-            sent = partition.sent  # Trio's thread may write it meanwhile.
-            if sent != partition.committed:
-                partition.committed = sent
-                metadata = commit_metadata(self._context.link_id, sent)
-                offsets.append(TopicPartition(*partition.place, sent + 1, metadata=metadata))
-        return offsets
-
-    def _on_commit(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
-        failed = offsets if error is not None else [offset for offset in offsets if offset.error is not None]
-        if failed:
-            reason = error or failed[0].error
-            self._counters["commit_failed"] += 1
-            self._watch.warn("commit_failed", error=None if reason is None else reason.str(), effect="tried again")
-            self._try_commit_again(failed)
-
-    def _try_commit_again(self, offsets: list[TopicPartition]) -> None:
-        for place in _places(offsets):
-            if place in self._partitions:
-                self._partitions[place].committed = NO_POSITION
-
-
-def _places(partitions: Iterable[TopicPartition]) -> list[Place]:
-    return [(each.topic, each.partition) for each in partitions]
 
 
 async def _in_thread(call: Callable[[], T]) -> T:

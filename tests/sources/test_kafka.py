@@ -15,8 +15,9 @@ from gapconn.plugins import Context
 from gapconn.record import NO_POSITION, Batch, Records, TimestampType
 from gapconn.sources import Outlet
 from gapconn.sources import kafka as kafka_source
-from gapconn.sources.kafka import KafkaSource, KafkaSourceConfig, chain_position, commit_metadata
+from gapconn.sources.kafka import KafkaSource, KafkaSourceConfig
 from gapconn.sources.kafka_batches import Columns
+from gapconn.sources.kafka_offsets import chain_position, commit_metadata
 from gapconn.testing.kafka_broker import make_node
 from gapconn.testing.pipes import RecordingOutlet, make_context
 from gapconn.units import Seconds
