@@ -159,7 +159,7 @@ def test_the_smallest_file_has_defaults_for_the_rest(load: Load) -> None:
     assert (link.mtu_bytes, link.rate_bps, link.bind) == (1500, 1_000_000_000, None)
     assert link.listen == link.address
     assert (link.heartbeat_interval_s, link.interruption_timeout_s, link.reorder_timeout_s) == (1.0, 3.0, 0.2)
-    assert (link.batch_bytes, link.message_bytes_max) == (256 << 10, 16 << 20)
+    assert (link.batch_bytes, link.message_bytes_max) == (1 << 20, 16 << 20)
     assert (link.reassembly_bytes_max, link.receive_buffer_bytes, link.sink_buffer_bytes) == (
         64 << 20,
         32 << 20,
