@@ -9,10 +9,10 @@ producer sends again, in order, everything that was not acknowledged.
 
 A report is a call into Python, so as long as all goes well there is one for the last record of a run only: what was
 given to one partition before it was acknowledged before it, and the offsets that the reports name must leave room for
-all of it. Reported record by record are the first run of each partition, which gives the first such offset, what is
-sent a second time, and everything for a topic that rejected a request before. If a broker rejected a request, the run of
-records in question is sent one by one, since a request is rejected whole for one bad record in it: so only the record
-that can never be accepted is given up, counted and reported, and its neighbours keep their order.
+all of it. Reported record by record are the first run of each partition, which gives the first such offset; what is
+sent a second time; and everything for a topic that rejected a request before. If a broker rejected a request, the run
+of records in question is sent one by one, since a request is rejected whole for one bad record in it: so only the
+record that can never be accepted is given up, counted and reported, and its neighbours keep their order.
 """
 
 from __future__ import annotations
