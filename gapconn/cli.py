@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 EXIT_FAILURE: Final = 1
 EXIT_USAGE: Final = 2
+GARBAGE_THRESHOLD: Final = 100_000
+"""So many more objects than before make the cyclic collector look at the young ones (Python: 700)."""
 
 _PATH = click.Path(path_type=Path)
 

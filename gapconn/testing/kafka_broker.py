@@ -107,8 +107,8 @@ class KafkaNode(ABC):
             "share.coordinator.state.topic.num.partitions": "1",
             "share.coordinator.state.topic.replication.factor": "1",
             "share.coordinator.state.topic.min.isr": "1",
-            # So that a killed node can register again at once.
-            "broker.session.timeout.ms": "1000",
+            # So that a killed node can register again soon; not so short that one on a busy machine is taken for dead.
+            "broker.session.timeout.ms": "5000",
             "broker.heartbeat.interval.ms": "200",
             "log.cleaner.backoff.ms": "200",
             "num.network.threads": "2",

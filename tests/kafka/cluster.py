@@ -41,8 +41,17 @@ class Cluster:
         topic = name or self.name()
         # Tests use old timestamps, which a broker may take for expired.
         settings = {"retention.ms": "-1"} | {key.replace("_", "."): value for key, value in config.items()}
-        _wait(self._admin.create_topics([NewTopic(topic, partitions, 1, config=settings)]))
         deadline = time.monotonic() + TIMEOUT_S
+        while True:
+            try:
+                _wait(self._admin.create_topics([NewTopic(topic, partitions, 1, config=settings)]))
+                break
+            except KafkaException as exception:
+                # A node that was too busy to tell its controller that it lives counts as dead for a moment.
+                fenced = exception.args[0].code() == KafkaError.INVALID_REPLICATION_FACTOR
+                if not fenced or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
         while topic not in self._admin.list_topics(timeout=TIMEOUT_S).topics and time.monotonic() < deadline:
             time.sleep(0.02)
         return topic
