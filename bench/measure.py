@@ -90,9 +90,7 @@ class Pair:
     def status(self, role: str) -> dict[str, Any]:
         """What `/status` of that end says."""
         port = self.ingress_admin if role == "ingress" else self.egress_admin
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=30) as answer:
-            status: dict[str, Any] = json.load(answer)
-            return status
+        return _status(port)
 
     def wait_active(self) -> None:
         """Until the session is followed and data may flow. CPU is counted from here on."""
@@ -192,23 +190,30 @@ level = "warning"
         with open(Path(directory) / "log", "w+b") as log:
             ports = {"egress": free_port(), "ingress": free_port()}
             with contextlib.ExitStack() as running:
-                processes = {
-                    role: running.enter_context(_process(role, file, ports[role], states[role], log))
-                    for role in ("egress", "ingress")
-                }
-                pair = Pair(
-                    ingress=processes["ingress"],
-                    egress=processes["egress"],
-                    ingress_admin=ports["ingress"],
-                    egress_admin=ports["egress"],
-                )
+
+                def start(role: str) -> subprocess.Popen[bytes]:
+                    return running.enter_context(_process(role, file, ports[role], states[role], log))
+
                 try:
-                    wait_for(lambda: bool(pair.status("egress")), "the egress answers")
-                    yield pair
+                    egress = start("egress")
+                    # What an ingress sends before the egress listens is lost.
+                    wait_for(lambda: _status(ports["egress"]), "the egress answers")
+                    yield Pair(
+                        ingress=start("ingress"),
+                        egress=egress,
+                        ingress_admin=ports["ingress"],
+                        egress_admin=ports["egress"],
+                    )
                 except Exception:
                     log.seek(0)
                     sys.stderr.write(log.read().decode(errors="replace")[-4000:])
                     raise
+
+
+def _status(admin_port: int) -> dict[str, Any]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{admin_port}/status", timeout=30) as answer:
+        status: dict[str, Any] = json.load(answer)
+        return status
 
 
 @contextlib.contextmanager
