@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,49 +15,51 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from bench.measure import Figure, running_pair
+from bench.measure import Figure, lost, running_pair
 from gapconn.testing.kafka_broker import ADDRESS_VARIABLE, make_node
 
 RECORDS = 400_000
 PARTITIONS = 4
 VALUE_BYTES = 1024
-RATES_MBPS = (1200, 1000, 900, 800, 700, 600, 500, 400, 300)
 
 
-def run() -> tuple[Figure, Figure]:
-    """Records per second until the last one is in the target; the pair at the highest of some rates without loss."""
-    given = os.environ.get(ADDRESS_VARIABLE)
-    if given:
-        return _run_on(given)
-    with tempfile.TemporaryDirectory(prefix="gapconn-bench-") as directory, make_node(Path(directory, "node")) as node:
-        return _run_on(node.address)
+@contextlib.contextmanager
+def filled_topic() -> Iterator[tuple[str, str]]:
+    """The address of a broker (the given one, or one that is started for it) and a topic with `RECORDS` records."""
+    with contextlib.ExitStack() as stack:
+        address = os.environ.get(ADDRESS_VARIABLE)
+        if not address:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="gapconn-bench-"))
+            address = stack.enter_context(make_node(Path(directory, "node"))).address
+        topic = _topic(address)
+        _fill(address, topic)
+        yield address, topic
 
 
-def _run_on(address: str) -> tuple[Figure, Figure]:
-    source = _topic(address)
-    _fill(address, source)
-    for rate in RATES_MBPS:
-        figure = _pair(address, source, rate)
-        if not figure.lost:
-            break
-    return figure, _plain(address, source)
-
-
-def _pair(address: str, source: str, rate_mbps: int) -> Figure:
+def carry(address: str, source: str, rate_bps: int) -> Figure:
+    """Records per second that a pair copies from the topic `source`, at a rate of its link."""
     target = _topic(address)
     source_section = (
         f'type = "kafka"\nbootstrap_servers = "{address}"\ntopics = ["{source}"]\ngroup_id = "{uuid.uuid4().hex}"'
     )
     sink_section = f'type = "kafka"\nbootstrap_servers = "{address}"\ntopic = "{target}"'
-    with running_pair(source_section, sink_section, rate=f"{rate_mbps} Mbit/s") as pair:
+    with running_pair(source_section, sink_section, rate=rate_bps) as pair:
         pair.wait_active()
         arrived, took = _time_arrival(address, target)
+        usage = pair.usage(arrived * VALUE_BYTES)
+        egress = pair.settled()
     return Figure(
-        what="kafka → kafka, records of 1 KiB", value=arrived / took, unit="records/s", lost=RECORDS - arrived
+        what="kafka → kafka, records of 1 KiB",
+        value=arrived / took,
+        unit="records/s",
+        lost=RECORDS - arrived + lost(egress),
+        rate_bps=rate_bps,
+        usage=usage,
+        detail={"missed": egress["missed"], "repaired": egress.get("repaired")},
     )
 
 
-def _plain(address: str, source: str) -> Figure:
+def plain(address: str, source: str) -> Figure:
     """What a careful program does in one process: the whole record, idempotent, acks=all."""
     target = _topic(address)
     consumer = Consumer({"bootstrap.servers": address, "group.id": uuid.uuid4().hex, "auto.offset.reset": "earliest"})

@@ -4,40 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import attrs
+
 from bench.measure import Figure
 
-GROWTH = 1.25
-"""Factor from one rate to the next, as long as it is not known where losses begin."""
 CLOSE = 1.07
 """A rate without loss and one with are so close that the search ends."""
-REACHED = 0.85
-"""Payload must come to so much of the link's rate; where it does not, the ingress (or what feeds it) is the limit."""
-DOUBT = 0.97
-"""A rate at which something was lost is not tried again, but one that is a little lower, for a machine's moods."""
+MORE = 1.02
+"""A higher rate must bring so much more payload; where it does not, the ingress (or what feeds it) is the limit."""
 
 
-def highest_rate(carry: Callable[[int], Figure], start_bps: int, trials_max: int) -> Figure:
+def highest_rate(carry: Callable[[int], Figure], start_bps: int, *, trials_max: int, growth: float) -> Figure:
     """The figure with the highest value of those at which nothing was lost.
 
     Args:
         carry: Measures at a rate, in bits per second. The value of its figure is payload, in any unit.
         start_bps: Rate of the first trial: that of the round before, or a guess.
         trials_max: If something was lost at all of them, the last one is what there is.
+        growth: Factor from one rate to the next, as long as it is not known where losses begin.
     """
     best: Figure | None = None
     lost_at_bps = 0.0
     rate_bps = float(start_bps)
+    trials = []
     for _ in range(trials_max):
         figure = carry(int(rate_bps))
+        trials.append({"rate_bps": figure.rate_bps, "value": figure.value, "lost": figure.lost})
         if figure.lost:
             lost_at_bps = rate_bps
-            rate_bps = (best.rate_bps * lost_at_bps) ** 0.5 if best else rate_bps / GROWTH
+            rate_bps = (best.rate_bps * lost_at_bps) ** 0.5 if best else rate_bps / growth
         else:
-            if best is not None and figure.value < best.value * 1.02:
-                best = max(best, figure, key=lambda figure: figure.value)
-                break  # more rate is not more payload
-            best = figure
-            rate_bps = (rate_bps * lost_at_bps) ** 0.5 if lost_at_bps else rate_bps * GROWTH
+            no_more = best is not None and figure.value < best.value * MORE
+            best = figure if best is None else max(best, figure, key=lambda figure: figure.value)
+            if no_more:
+                break
+            rate_bps = (rate_bps * lost_at_bps) ** 0.5 if lost_at_bps else rate_bps * growth
         if best is not None and lost_at_bps and lost_at_bps / best.rate_bps < CLOSE:
             break
-    return best or figure
+    return attrs.evolve(best or figure, detail={**(best or figure).detail, "trials": trials})

@@ -1,0 +1,160 @@
+"""A row of the table: what is measured in rounds, and what must be reached."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+
+from bench.measure import ROLES, Figure
+
+
+@attrs.frozen(kw_only=True)
+class Effort:
+    """How much is measured."""
+
+    rounds: int
+    seconds: float
+    """Of a trial."""
+    total_bytes: int
+    """Carried through a gap that loses."""
+
+
+@attrs.frozen(kw_only=True)
+class Round:
+    """One round: the plain program, and directly after it the pair."""
+
+    pair: Figure
+    plain: Figure | None = None
+    scores: dict[str, float]
+    """What the floors of the row are compared with, by name."""
+
+
+@attrs.frozen(kw_only=True)
+class Floor:
+    """What a score must be."""
+
+    limit: float
+    unit: str = ""
+    at_most: bool = False
+
+    def __str__(self) -> str:
+        return f"{'≤' if self.at_most else '≥'} {self.limit:g}{self.unit}"
+
+    def reached(self, score: float) -> bool:
+        """Whether a score is good enough."""
+        return score <= self.limit if self.at_most else score >= self.limit
+
+
+@attrs.frozen(kw_only=True)
+class Row:
+    """What is measured, and how."""
+
+    name: str
+    what: str
+    floors: dict[str, Floor]
+    """By the name of the score."""
+    rounds: Callable[[Effort], Iterator[Round]]
+    """Measures a round whenever it is asked for the next one; what one round learned, the next one may use."""
+    once: bool = False
+    """Takes long, and is the same every time."""
+
+    def measure(self, effort: Effort) -> Result:
+        """All rounds."""
+        rounds = self.rounds(effort)
+        return Result(row=self, rounds=list(itertools.islice(rounds, 1 if self.once else effort.rounds)))
+
+
+@attrs.frozen(kw_only=True)
+class Result:
+    """What came of a row."""
+
+    row: Row
+    rounds: list[Round]
+    failure: str = ""
+    """Why it could not be measured."""
+
+    def score(self, name: str) -> float:
+        """The median of the rounds."""
+        return statistics.median(each.scores[name] for each in self.rounds)
+
+    def range(self, name: str) -> tuple[float, float]:
+        """The least and the highest of the rounds."""
+        scores = [each.scores[name] for each in self.rounds]
+        return min(scores), max(scores)
+
+    @property
+    def lost(self) -> int:
+        """In the worst round."""
+        return max((each.pair.lost for each in self.rounds), default=0)
+
+    @property
+    def peak_bytes(self) -> dict[str, int]:
+        """Most resident memory of all rounds, by role."""
+        return {
+            role: max(each.pair.usage[role].peak_bytes for each in self.rounds if each.pair.usage)
+            for role in ROLES
+            if any(each.pair.usage for each in self.rounds)
+        }
+
+    @property
+    def cpu_s_per_gb(self) -> dict[str, float]:
+        """The median of the rounds, by role."""
+        return {
+            role: statistics.median(each.pair.usage[role].cpu_s_per_gb for each in self.rounds if each.pair.usage)
+            for role in ROLES
+            if any(each.pair.usage for each in self.rounds)
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """Everything, as JSON."""
+        return {
+            "name": self.row.name,
+            "what": self.row.what,
+            "failure": self.failure,
+            "lost": self.lost,
+            "peak_bytes": self.peak_bytes,
+            "cpu_s_per_gb": self.cpu_s_per_gb,
+            "scores": {
+                name: {
+                    "floor": str(floor),
+                    "median": self.score(name),
+                    "range": self.range(name),
+                    "reached": floor.reached(self.score(name)),
+                }
+                for name, floor in self.row.floors.items()
+                if self.rounds
+            },
+            "rounds": [attrs.asdict(each) for each in self.rounds],
+        }
+
+
+COLUMNS = ("row", "what", "must be", "is: median (range)", "", "pair", "plain program", "lost", "MB", "CPU s/GB")
+"""The last two are of ingress and egress: most resident memory, and time per 10^9 bytes of payload."""
+
+
+def lines(result: Result) -> Iterator[str]:
+    """The lines of the Markdown table: one for each floor."""
+    row = result.row
+    if result.failure:
+        yield f"| `{row.name}` | {row.what} | | | **not measured**: {result.failure} | | | | | |"
+        return
+    middle = sorted(result.rounds, key=lambda each: each.pair.value)[len(result.rounds) // 2]
+    memory = ", ".join(f"{size / 1e6:.0f}" for size in result.peak_bytes.values())
+    cpu = ", ".join(f"{seconds:.2f}" for seconds in result.cpu_s_per_gb.values())
+    rest = [str(middle.pair), str(middle.plain or ""), f"{result.lost:,}", memory, cpu]
+    for number, (name, floor) in enumerate(row.floors.items()):
+        low, high = result.range(name)
+        spread = f" ({low:.2f} to {high:.2f})" if len(result.rounds) > 1 else ""
+        cells = [
+            "" if number else f"`{row.name}`",
+            "" if number else row.what,
+            f"{name} {floor}",
+            f"{result.score(name):.2f}{spread}",
+            "reached" if floor.reached(result.score(name)) else "**missed**",
+            *(rest if not number else [""] * len(rest)),
+        ]
+        yield f"| {' | '.join(cells)} |"
