@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import structlog
 import trio
@@ -44,8 +44,17 @@ class End(Protocol):
         """What is not done, when the grace time was spent."""
 
 
-async def serve_ingress(pair: Pair) -> None:
+Companion: TypeAlias = Callable[..., Awaitable[object]]
+"""A task beside an end, which it gets as its argument. The end starts when it calls `task_status.started()`, and when
+the end is over, it is cancelled."""
+
+
+async def serve_ingress(pair: Pair, *, companion: Companion | None = None) -> None:
     """Run the ingress of `pair` until its source ends or a signal asks it to stop.
+
+    Args:
+        pair: Must have a source.
+        companion: A task that runs beside it.
 
     Raises:
         GapconnError: it cannot start, or cannot go on.
@@ -87,15 +96,19 @@ async def serve_ingress(pair: Pair) -> None:
                 announcing_s=0 if previous_epoch else pair.link.interruption_timeout_s,
             )
             ingress = Ingress(pair, pair.source, core, udp, header_bytes=header_bytes)
-            await _run_until_stopped(ingress, IngressView(ingress))
+            await _run_until_stopped(ingress, IngressView(ingress), companion)
         finally:
             udp.close()
     finally:
         state.close()
 
 
-async def serve_egress(pair: Pair) -> None:
+async def serve_egress(pair: Pair, *, companion: Companion | None = None) -> None:
     """Run the egress of `pair` until a signal asks it to stop.
+
+    Args:
+        pair: Must have a sink.
+        companion: A task that runs beside it.
 
     Raises:
         GapconnError: it cannot start, or cannot go on.
@@ -131,20 +144,22 @@ async def serve_egress(pair: Pair) -> None:
                 resumes_epoch=resume.epoch if resume else None,
             )
             egress = Egress(pair, pair.sink, core, udp, state, resume=resume)
-            await _run_until_stopped(egress, EgressView(egress))
+            await _run_until_stopped(egress, EgressView(egress), companion)
         finally:
             udp.close()
     finally:
         state.close()
 
 
-async def _run_until_stopped(end: End, view: AdminView) -> None:
+async def _run_until_stopped(end: End, view: AdminView, companion: Companion | None) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_on_signal, end, signals, nursery, name=f"{view.role}.signals")
             if end.pair.admin is not None:
                 bound = await nursery.start(serve_admin, end.pair.admin.listen, view)
                 end.log.info("admin_listening", address=str(bound))
+            if companion is not None:
+                await nursery.start(companion, end)
             await end.run()
             nursery.cancel_scope.cancel()
 
