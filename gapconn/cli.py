@@ -42,6 +42,7 @@ def main() -> None:
       gapconn egress pair.toml     on the destination side
       gapconn ingress pair.toml    on the source side
       gapconn demo                 see it work, on this machine
+      gapconn bench --help         measure what rate the link holds
 
     Every key of the file can be overridden by an environment variable GAPCONN_<SECTION>_<KEY>, for example
     GAPCONN_LINK_RATE="2 Gbit/s".

@@ -173,7 +173,11 @@ def _advice_if_none(results: list[StepResult]) -> Iterator[str]:
     if not results:
         yield "Nothing was heard of an ingress that benches this link."
         return
-    lowest = min(results, key=lambda result: result.rate_bps)
+    complete = [result for result in results if result.sent is not None]
+    if not complete:
+        yield "No step came to its end."
+        return
+    lowest = min(complete, key=lambda result: result.rate_bps)
     yield f"No rate held, the lowest was {format_rate(lowest.rate_bps)}; try lower ones by --rates at the ingress."
     if lowest.arrived.kernel_drops:
         yield "This host dropped datagrams: a larger receive buffer, or a CPU of its own for the egress, helps."
