@@ -9,8 +9,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import generate_discard, kafka_kafka, lossy, tcp_tcp
+from bench import generate_discard, kafka_kafka, lossy, tcp_tcp, udp_latency
 from bench.measure import Figure, link_sections
+from bench.quantiles import quantiles
 from bench.relay import relay
 from bench.row import Effort, Floor, Round, Row
 from bench.search import highest_rate
@@ -76,6 +77,22 @@ def _lossy(effort: Effort, *, faults: tuple[str, ...]) -> Iterator[Round]:
         yield Round(pair=pair, scores={"whole": pair.value, "lost": float(pair.lost)})
 
 
+def _udp_latency(effort: Effort) -> Iterator[Round]:
+    while True:
+        got = udp_latency.run()
+        plain, pair = quantiles(got.direct_ms), quantiles(got.pair_ms)
+        yield Round(
+            plain=_latency("direct UDP", plain, 0),
+            pair=_latency("udp → udp", pair, got.lost),
+            scores={f"{name} added": pair[name] - plain[name] for name in ("p50", "p99")},
+        )
+
+
+def _latency(what: str, quantiles_ms: dict[str, float], lost: int) -> Figure:
+    detail = {"quantiles_ms": quantiles_ms}
+    return Figure(what=what, value=quantiles_ms["p99"], unit="ms (p99)", lost=lost, detail=detail)
+
+
 def _of_the_relay(limit: float) -> dict[str, Floor]:
     return {"ratio": Floor(limit=limit, unit=" of the relay")}
 
@@ -112,6 +129,15 @@ ROWS = (
         what="kafka → kafka on one broker, records of 1 KB with key and headers",
         floors={"ratio": Floor(limit=0.70, unit=" of the plain loop")},
         rounds=_kafka,
+    ),
+    Row(
+        name="udp-latency",
+        what="udp → udp, 1,000 messages of 200 B a second, added to direct UDP",
+        floors={
+            "p50 added": Floor(limit=0.4, unit=" ms", at_most=True),
+            "p99 added": Floor(limit=2.0, unit=" ms", at_most=True),
+        },
+        rounds=_udp_latency,
     ),
     Row(
         name="paced",

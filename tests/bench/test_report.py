@@ -57,8 +57,8 @@ def test_a_step_holds_only_if_nothing_was_lost_at_all() -> None:
     assert held(GBIT).held
     repaired = result(GBIT, datagrams_missed=3)
     assert (repaired.whole, repaired.held) == (True, False)
-    wrong: dict[str, Any]
-    for wrong in ({"messages_lost": 1}, {"verified": 99}, {"damaged": 1}, {"verified": 101}):
+    wrongs: list[dict[str, Any]] = [{"messages_lost": 1}, {"verified": 99}, {"damaged": 1}, {"verified": 101}]
+    for wrong in wrongs:
         assert not result(GBIT, **wrong).whole
     assert not result(GBIT, sent=False).whole
 
