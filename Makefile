@@ -56,8 +56,9 @@ build/bench.json:
 build/sweep.json:
 	$(MAKE) sweep
 
-plots: $(VENV)/plots-ready build/bench.json build/sweep.json  ## draw docs/plots/ from what bench and sweep measured
+plots: $(VENV)/plots-ready build/bench.json build/sweep.json  ## put what bench and sweep measured into docs/
 	$(BIN)/python -m bench.plots build/bench.json build/sweep.json docs/plots
+	$(BIN)/python -m bench.table build/bench.json docs/performance.md
 
 docs: $(VENV)/ready  ## write again what is generated in docs/ and spec/
 	$(BIN)/python -m gapconn.reference > docs/configuration.md

@@ -12,12 +12,9 @@ from typing import Any
 
 import attrs
 
-from bench import machine
-from bench.measure import ROLES
-from bench.row import COLUMNS, Effort, Floor, Result, lines
+from bench import machine, table
+from bench.row import Effort, Result
 from bench.rows import ROWS
-
-MEMORY_BYTES_MAX = 200_000_000
 
 
 def main() -> int:
@@ -39,10 +36,8 @@ def main() -> int:
     effort = Effort(rounds=arguments.rounds, seconds=arguments.seconds, total_bytes=int(arguments.bytes))
 
     before = machine.facts()
-    print(f"{before['cpu']}, {before['cpus']} CPUs, {before['system']}, Python {before['python']}\n")
-    print(f"| {' | '.join(COLUMNS)} |")
-    print("|" + " --- |" * len(COLUMNS), flush=True)
-    results = []
+    print("\n".join(table.head(before)), flush=True)
+    rows: list[dict[str, Any]] = []
     for row in ROWS:
         if row.name in (arguments.names or names):
             started_s = time.monotonic()
@@ -51,27 +46,17 @@ def main() -> int:
             except Exception as error:
                 traceback.print_exc()
                 result = Result(row=row, rounds=[], failure=f"{type(error).__name__}: {error}")
-            results.append(result)
-            print("\n".join(lines(result)), flush=True)
-            print(f"{row.name}: {time.monotonic() - started_s:.0f} s", file=sys.stderr)
-    print(_memory_line(results))
+            rows.append({**result.facts(), "took_s": time.monotonic() - started_s})
+            print("\n".join(table.lines(rows[-1])), flush=True)
+    print(table.memory_line(rows))
     if arguments.json:
         everything: dict[str, Any] = {
             "machine": {**before, "load_1min_after": machine.facts()["load_1min"]},
             "effort": attrs.asdict(effort),
-            "rows": [result.facts() for result in results],
+            "rows": rows,
         }
         arguments.json.write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n")
-    return int(any(result.failure for result in results))
-
-
-def _memory_line(results: list[Result]) -> str:
-    """The highest of all rows."""
-    floor = Floor(limit=MEMORY_BYTES_MAX / 1e6, unit=" MB", at_most=True)
-    peaks = {role: max((each.peak_bytes.get(role, 0) for each in results), default=0) / 1e6 for role in ROLES}
-    words = ", ".join(f"{role} {peak:.0f}" for role, peak in peaks.items())
-    verdict = "reached" if all(map(floor.reached, peaks.values())) else "**missed**"
-    return f"| `memory` | resident memory of each end, all rows | {floor} | {words} | {verdict} | | | | | |"
+    return int(any(row["failure"] for row in rows))
 
 
 if __name__ == "__main__":

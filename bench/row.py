@@ -130,31 +130,3 @@ class Result:
             },
             "rounds": [attrs.asdict(each) for each in self.rounds],
         }
-
-
-COLUMNS = ("row", "what", "must be", "is: median (range)", "", "pair", "plain program", "lost", "MB", "CPU s/GB")
-"""The last two are of ingress and egress: most resident memory, and time per 10^9 bytes of payload."""
-
-
-def lines(result: Result) -> Iterator[str]:
-    """The lines of the Markdown table: one for each floor."""
-    row = result.row
-    if result.failure:
-        yield f"| `{row.name}` | {row.what} | | | **not measured**: {result.failure} | | | | | |"
-        return
-    middle = sorted(result.rounds, key=lambda each: each.pair.value)[len(result.rounds) // 2]
-    memory = ", ".join(f"{size / 1e6:.0f}" for size in result.peak_bytes.values())
-    cpu = ", ".join(f"{seconds:.2f}" for seconds in result.cpu_s_per_gb.values())
-    rest = [str(middle.pair), str(middle.plain or ""), f"{result.lost:,}", memory, cpu]
-    for number, (name, floor) in enumerate(row.floors.items()):
-        low, high = result.range(name)
-        spread = f" ({low:.2f} to {high:.2f})" if len(result.rounds) > 1 else ""
-        cells = [
-            "" if number else f"`{row.name}`",
-            "" if number else row.what,
-            f"{name} {floor}",
-            f"{result.score(name):.2f}{spread}",
-            "reached" if floor.reached(result.score(name)) else "**missed**",
-            *(rest if not number else [""] * len(rest)),
-        ]
-        yield f"| {' | '.join(cells)} |"

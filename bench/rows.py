@@ -16,7 +16,7 @@ from bench.relay import relay
 from bench.row import Effort, Floor, Round, Row
 from bench.search import highest_rate
 
-FIRST_TRIALS = 7
+FIRST_TRIALS = 8
 """In the first round the rate is a guess; later ones start from the rate of the one before."""
 FURTHER_TRIALS = 3
 LOSSY_BPS = 1_500_000_000
@@ -35,7 +35,7 @@ def key_file() -> Path:
 
 def _against(plain: Callable[[], Figure], carry: Callable[[int], Figure], guess_bps: int) -> Iterator[Round]:
     """In turn the plain program, and the pair at the highest rate at which nothing is lost."""
-    rate_bps, trials, growth = guess_bps, FIRST_TRIALS, 1.3
+    rate_bps, trials, growth = guess_bps, FIRST_TRIALS, 1.5
     while True:
         yardstick = plain()
         pair = highest_rate(carry, rate_bps, trials_max=trials, growth=growth)

@@ -8,19 +8,20 @@ import attrs
 
 from bench.measure import Figure
 
-CLOSE = 1.07
-"""A rate without loss and one with are so close that the search ends."""
 MORE = 1.02
 """A higher rate must bring so much more payload; where it does not, the ingress (or what feeds it) is the limit."""
 
 
-def highest_rate(carry: Callable[[int], Figure], start_bps: int, *, trials_max: int, growth: float) -> Figure:
+def highest_rate(
+    carry: Callable[[int], Figure], start_bps: int, *, trials_max: int, growth: float, close: float = 1.07
+) -> Figure:
     """The figure with the highest value of those at which nothing was lost.
 
     Args:
         carry: Measures at a rate, in bits per second. The value of its figure is payload, in any unit.
         start_bps: Rate of the first trial: that of the round before, or a guess.
         trials_max: If something was lost at all of them, the last one is what there is.
+        close: The search ends when a rate without loss and one with are closer than this factor.
         growth: Factor from one rate to the next, as long as it is not known where losses begin.
     """
     best: Figure | None = None
@@ -39,6 +40,6 @@ def highest_rate(carry: Callable[[int], Figure], start_bps: int, *, trials_max: 
             if no_more:
                 break
             rate_bps = (rate_bps * lost_at_bps) ** 0.5 if lost_at_bps else rate_bps * growth
-        if best is not None and lost_at_bps and lost_at_bps / best.rate_bps < CLOSE:
+        if best is not None and lost_at_bps and lost_at_bps / best.rate_bps < close:
             break
     return attrs.evolve(best or figure, detail={**(best or figure).detail, "trials": trials})
