@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from bench.measure import Figure, Pair, lost, running_pair, wait_for
+from bench.measure import Figure, Pair, lost, rebuilt, running_pair, wait_for
 
 RECORD_BYTES = 65_536
 
@@ -30,7 +30,7 @@ def carry(rate_bps: int, seconds: float, *, mtu_bytes: int = 1500, link: str = "
         lost=lost(end) + unverified(end),
         rate_bps=rate_bps,
         usage=usage,
-        detail={"missed": end["missed"], "repaired": end.get("repaired"), "bytes": end["sink"]["bytes"]},
+        detail={"missed": end["missed"], "rebuilt": rebuilt(end), "bytes": end["sink"]["bytes"]},
     )
 
 

@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from bench.measure import Figure, lost, running_pair
+from bench.measure import Figure, lost, rebuilt, running_pair
 from gapconn.testing.kafka_broker import ADDRESS_VARIABLE, make_node
 
 RECORDS = 400_000
@@ -55,7 +55,7 @@ def carry(address: str, source: str, rate_bps: int) -> Figure:
         lost=RECORDS - arrived + lost(egress),
         rate_bps=rate_bps,
         usage=usage,
-        detail={"missed": egress["missed"], "repaired": egress.get("repaired")},
+        detail={"missed": egress["missed"], "rebuilt": rebuilt(egress)},
     )
 
 
@@ -114,7 +114,7 @@ def _time_arrival(address: str, topic: str) -> tuple[int, float]:
     watcher = Consumer({"bootstrap.servers": address, "group.id": "none"})
     started: float | None = None
     last, changed = 0, time.monotonic()
-    while last < RECORDS and time.monotonic() - changed < 15:
+    while last < RECORDS and time.monotonic() - changed < (5 if started else 15):
         count = sum(_end(watcher, topic, partition) for partition in range(PARTITIONS))
         now = time.monotonic()
         if count != last:

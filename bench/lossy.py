@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bench.generate_discard import RECORD_BYTES, drain, unverified
-from bench.measure import Figure, free_port, running_pair
+from bench.measure import Figure, free_port, rebuilt, running_pair
 
 RANDOM = ("--drop", "0.05")
 """Each datagram is lost with a probability of 5 %."""
@@ -49,7 +49,7 @@ def carry(faults: tuple[str, ...], rate_bps: int, total_bytes: int, *, link: str
             "bytes": end["sink"]["bytes"],
             "gbps": end["sink"]["bytes"] * 8 / took_s / 1e9,
             "missed": end["missed"],
-            "repaired": end.get("repaired"),
+            "rebuilt": rebuilt(end),
             "gap": counts,
         },
     )

@@ -136,6 +136,11 @@ def lost(egress: dict[str, Any]) -> int:
     )
 
 
+def rebuilt(egress: dict[str, Any]) -> int:
+    """Lost datagrams that an egress has rebuilt from repair symbols, by its status."""
+    return int(egress["received"].get("symbols_rebuilt", 0))
+
+
 def link_sections(*, repair: str | None = None, key_file: Path | None = None) -> str:
     """The sections of a link: forward error correction with that repair, and AES-256-GCM with the keys of that file."""
     sections = []

@@ -65,7 +65,7 @@ def _paced(effort: Effort) -> Iterator[Round]:
         pair = tcp_tcp.carry(PACED_BPS, 20 * effort.seconds)
         scores = {
             "lost": float(pair.lost),
-            "repaired": float(pair.detail["repaired"] or 0),
+            "rebuilt": float(pair.detail["rebuilt"]),
             "payload": pair.value,
         }
         yield Round(pair=pair, scores=scores)
@@ -144,7 +144,7 @@ ROWS = (
         what="tcp → tcp, paced at 2 Gbit/s, default repair",
         floors={
             "lost": Floor(limit=0, at_most=True),
-            "repaired": Floor(limit=0, at_most=True),
+            "rebuilt": Floor(limit=0, at_most=True),
             "payload": Floor(limit=1.7, unit=" Gbit/s"),
         },
         rounds=_paced,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from bench.measure import Figure, free_port, lost, running_pair
+from bench.measure import Figure, free_port, lost, rebuilt, running_pair
 from bench.relay import stream
 
 
@@ -26,5 +26,5 @@ def carry(rate_bps: int, seconds: float, *, mtu_bytes: int = 1500, link: str = "
         lost=lost(egress) + streamed.sent_bytes - streamed.got_bytes,
         rate_bps=rate_bps,
         usage=usage,
-        detail={"missed": egress["missed"], "repaired": egress.get("repaired"), "bytes": streamed.got_bytes},
+        detail={"missed": egress["missed"], "rebuilt": rebuilt(egress), "bytes": streamed.got_bytes},
     )

@@ -96,6 +96,8 @@ def run_egress(file: Path, *, as_json: bool) -> int:
             book = StepBook(tell)
             await receive_steps(pair, book, listening)
             results.extend(book.results)
+            if book.strangers and not as_json:
+                click.echo(f"{book.strangers:,} messages came from an ingress that is no bench: stop it first")
 
         trio.run(receive)
         conclusion = report.conclude(results, pair.link)

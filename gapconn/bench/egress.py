@@ -9,12 +9,14 @@ from typing import Any, ClassVar
 import attrs
 import trio
 
-from gapconn.bench.plan import STREAM, Announcement, Sent, announcements
+from gapconn.bench.plan import STREAM as ANNOUNCEMENTS
+from gapconn.bench.plan import Announcement, Sent, announcements
 from gapconn.config import Pair, SinkSection
 from gapconn.egress import Egress
 from gapconn.plugins import Carries, Context
 from gapconn.protocol.states import ReceiverState
 from gapconn.record import Records
+from gapconn.selfcheck import STREAM as GENERATED
 from gapconn.service import serve_egress
 from gapconn.sinks import Inlet
 from gapconn.sinks.discard import DiscardConfig, DiscardSink
@@ -85,12 +87,14 @@ class StepBook:
 
     Attributes:
         results: Of the steps that are over.
+        strangers: Messages of something that is no bench.
         finished: Set behind the last one.
     """
 
     def __init__(self, tell: Callable[[StepResult], None]) -> None:
         self._tell = tell
         self.results: list[StepResult] = []
+        self.strangers = 0
         self.finished = trio.Event()
         self._egress: Egress | None = None
         self._sink_status: dict[str, Any] = {}
@@ -107,9 +111,12 @@ class StepBook:
         """The ingress said something about a step. It says everything several times."""
         if epoch != self._epoch:
             self.cut_off()
-            self._epoch, self._step, self._before = epoch, announcement, self._count()
-        if announcement.sent is not None and self._step is not None:
-            self._close(announcement)
+            self._epoch = epoch
+            if announcement.sent is None:  # else its beginning was not heard, and nothing can be said about it
+                self._step, self._before = announcement, self._count()
+        if announcement.sent is not None:
+            if self._step is not None:
+                self._close(announcement)
             if announcement.is_last:
                 self.finished.set()
 
@@ -166,13 +173,14 @@ class StepSink:
     async def run(self, inlet: Inlet) -> None:
         """Count until the inlet ends."""
         async for delivery in inlet:
-            said = [part for part in delivery.batch.parts if isinstance(part, Records) and part.stream == STREAM]
-            if said:
-                for part in said:
+            for part in delivery.batch.parts:
+                if isinstance(part, Records) and part.stream == ANNOUNCEMENTS:
                     for announcement in announcements(part):
                         self._book.heard(announcement, delivery.epoch)
-            else:
-                self._discard.count(delivery)
+                elif isinstance(part, Records) and part.stream == GENERATED:
+                    self._discard.count(delivery)
+                else:
+                    self._book.strangers += 1
             delivery.accept()
 
 

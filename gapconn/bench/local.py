@@ -29,14 +29,17 @@ def run_local(file: Path, *, ingress_options: list[str], egress_options: list[st
     ingress: subprocess.Popen[bytes] | None = None
     try:
         assert egress.stdout is not None
-        for line in egress.stdout:
-            sys.stdout.write(line)
-            sys.stdout.flush()
-            if ingress is None and "listening" in line:  # what an ingress says before is lost
-                ingress = subprocess.Popen(
-                    [*command, "ingress", str(file), *ingress_options], env=environ, stdout=subprocess.DEVNULL
-                )
-                threading.Thread(target=_end_with, args=(ingress, egress), daemon=True).start()
+        try:
+            for line in egress.stdout:
+                _show(line)
+                if ingress is None and "listening" in line:  # what an ingress says before is lost
+                    ingress = subprocess.Popen(
+                        [*command, "ingress", str(file), *ingress_options], env=environ, stdout=subprocess.DEVNULL
+                    )
+                    threading.Thread(target=_end_with, args=(ingress, egress), daemon=True).start()
+        except KeyboardInterrupt:  # of which both ends were told as well
+            for line in egress.stdout:
+                _show(line)
         code = egress.wait()
         return (ingress.wait(_END_S) if ingress is not None else 0) or code
     finally:
@@ -44,6 +47,11 @@ def run_local(file: Path, *, ingress_options: list[str], egress_options: list[st
             if process is not None and process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 process.wait(_END_S)
+
+
+def _show(line: str) -> None:
+    sys.stdout.write(line)
+    sys.stdout.flush()
 
 
 def _end_with(ingress: subprocess.Popen[bytes], egress: subprocess.Popen[str]) -> None:

@@ -84,11 +84,11 @@ ARRIVED_HEADING = (
 def arrived_line(result: StepResult) -> str:
     """What became of a step."""
     arrived, sent = result.arrived, result.sent
-    cpu = f"{sent.cpu_s / sent.took_s:.0%}" if sent else "?"
+    cpu = f"{sent.cpu_s / sent.took_s:.0%}, {arrived.cpu_s / sent.took_s:.0%}" if sent else ""
     return (
         f"{_step_words(result.step, result.steps)}  {format_rate(result.rate_bps):>11}  "
         f"{short_rate(result.payload_bps):>11}  {arrived.datagrams:>11,}  {arrived.datagrams_missed:>9,}  "
-        f"{arrived.messages_lost:>13,}  {f'{cpu}, {arrived.cpu_s / max(arrived.at_s, 1e-9):.0%}':>12}  "
+        f"{arrived.messages_lost:>13,}  {cpu:>12}  "
         f"{verdict(result)}"
     )
 
