@@ -52,7 +52,6 @@ def run(blocks: int = 10) -> UdpLatency:
     sink = f'type = "udp"\nsend_to = "127.0.0.1:{target}"'
     direct: list[float] = []
     pair: list[float] = []
-    lost = 0
     with (
         running_pair(source, sink, rate="1 Gbit/s") as running,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
@@ -60,13 +59,13 @@ def run(blocks: int = 10) -> UdpLatency:
         running.wait_active()
         _block(sender, entry, ours, WARM_UP_MESSAGES)
         for _ in range(blocks):
-            for port, latencies in ((target, direct), (entry, pair)):
-                arrived = _block(sender, port, ours, BLOCK_MESSAGES)
-                latencies += arrived
-                lost += BLOCK_MESSAGES - len(arrived)
+            direct += _block(sender, target, ours, BLOCK_MESSAGES)
+            pair += _block(sender, entry, ours, BLOCK_MESSAGES)
     receiver.terminate()
     receiver.join()
-    return UdpLatency(direct_ms=sorted(direct), pair_ms=sorted(pair), lost=lost)
+    return UdpLatency(
+        direct_ms=sorted(direct), pair_ms=sorted(pair), lost=2 * blocks * BLOCK_MESSAGES - len(direct) - len(pair)
+    )
 
 
 def _block(sender: socket.socket, port: int, receiver: Connection, count: int) -> list[float]:

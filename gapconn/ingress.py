@@ -10,7 +10,7 @@ the source acknowledges it, and Shutdown is the last thing that is said.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import attrs
 import structlog
@@ -81,7 +81,14 @@ class Ingress:
     """
 
     def __init__(
-        self, pair: Pair, section: SourceSection, core: LinkSender, udp: UdpSender, *, header_bytes: int
+        self,
+        pair: Pair,
+        section: SourceSection,
+        core: LinkSender,
+        udp: UdpSender,
+        *,
+        header_bytes: int,
+        sleep_until: Callable[[float], Awaitable[None]] = trio.sleep_until,
     ) -> None:
         self.pair = pair
         self.core = core
@@ -95,7 +102,8 @@ class Ingress:
         self.started_at_s = trio.current_time()
         self._handed_over = 0
         self._source = section.plugin_class(section.config, self.context)
-        self._pacer = Pacer(pair.link.rate_bps, header_bytes)
+        self._pacer = Pacer(pair.link.rate_bps, header_bytes=header_bytes, mtu_bytes=pair.link.mtu_bytes)
+        self._sleep_until = sleep_until
         self._pool = SlabPool(SLABS, SLAB_BYTES)
         self._batches_in, self._batches_out = trio.open_memory_channel[_Queued](BATCHES_HELD_MAX)
         self._volleys_in, self._volleys_out = trio.open_memory_channel[_Volley](VOLLEYS_HELD_MAX)
@@ -188,20 +196,32 @@ class Ingress:
 
     async def sender(self) -> None:
         """Send volleys at the configured rate; tell the source what the kernel took (GC-DLV-1)."""
+        wire_bytes = self._pacer.wire_bytes
         async for volley in self._volleys_out:
+            left_bytes = sum(wire_bytes(burst.count, burst.datagram_bytes) for burst in volley.bursts)
             for burst in volley.bursts:
-                size_bytes = burst.count * burst.datagram_bytes
-                ready_at_s = self._pacer.ready_at(burst.count, size_bytes)
-                if ready_at_s > trio.current_time():
-                    await trio.sleep_until(ready_at_s)
-                await self.socket.send(burst)
-                self._pacer.sent(trio.current_time(), burst.count, size_bytes)
+                await self._send(burst, left_bytes)
+                left_bytes -= wire_bytes(burst.count, burst.datagram_bytes)
                 if volley.pooled:
                     self._pool.give(burst.slab)
             if volley.on_sent is not None:
                 volley.on_sent()
         counters = self.core.counters
         self.log.info("session_closed", messages=counters.messages, records=counters.records)
+
+    async def _send(self, burst: Burst, left_bytes: int) -> None:
+        """Send a burst as the rate allows, if need be in pieces; it is the first of `left_bytes` on the wire."""
+        size, pacer = burst.datagram_bytes, self._pacer
+        first = 0
+        while first < burst.count:
+            count = pacer.fit(trio.current_time(), burst.count - first, size)
+            if count == 0:
+                await self._sleep_until(pacer.wake_at(size, left_bytes - pacer.wire_bytes(first, size)))
+                continue
+            whole = count == burst.count
+            await self.socket.send(burst if whole else Burst(burst.slab, size, count, burst.offset + first * size))
+            pacer.sent(trio.current_time(), pacer.wire_bytes(count, size))
+            first += count
 
     async def heartbeat(self) -> None:
         """Send what is due by time: StartUp, then HeartBeats, also while data flows (GC-TIME-1)."""

@@ -20,6 +20,7 @@ from gapconn.config import Pair
 from gapconn.egress import Egress
 from gapconn.errors import ConfigError, LinkError
 from gapconn.ingress import Ingress, burst_datagrams_at
+from gapconn.link.alarm import Alarm
 from gapconn.link.udp import UdpReceiver, UdpSender, ip_header_bytes, resolve
 from gapconn.protocol.receiver import LinkReceiver, ReceiverSettings
 from gapconn.protocol.sender import LinkSender, SenderSettings
@@ -84,6 +85,7 @@ async def serve_ingress(pair: Pair, *, companion: Companion | None = None) -> No
             )
         )
         udp = UdpSender(family, target, log=log.bind(task="sender"))
+        alarm = Alarm()
         try:
             log.info(
                 "ingress_started",
@@ -95,9 +97,10 @@ async def serve_ingress(pair: Pair, *, companion: Companion | None = None) -> No
                 segmentation_offload=udp.gso,
                 announcing_s=0 if previous_epoch else pair.link.interruption_timeout_s,
             )
-            ingress = Ingress(pair, pair.source, core, udp, header_bytes=header_bytes)
+            ingress = Ingress(pair, pair.source, core, udp, header_bytes=header_bytes, sleep_until=alarm.sleep_until)
             await _run_until_stopped(ingress, IngressView(ingress), companion)
         finally:
+            alarm.close()
             udp.close()
     finally:
         state.close()
