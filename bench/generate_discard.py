@@ -21,7 +21,7 @@ def carry(rate_bps: int, seconds: float, *, mtu_bytes: int = 1500, link: str = "
         time.sleep(seconds)
         after = pair.status("egress")
         moved_bytes = after["sink"]["bytes"] - before["sink"]["bytes"]
-        usage = pair.usage(moved_bytes)
+        cpu = pair.cpu_s_per_gb(moved_bytes)
         end = drain(pair)
     return Figure(
         what=f"generate → discard, records of 64 KiB, MTU {mtu_bytes}",
@@ -29,15 +29,14 @@ def carry(rate_bps: int, seconds: float, *, mtu_bytes: int = 1500, link: str = "
         unit="Gbit/s",
         lost=lost(end) + unverified(end),
         rate_bps=rate_bps,
-        usage=usage,
+        cpu_s_per_gb=cpu,
         detail={"missed": end["missed"], "rebuilt": rebuilt(end), "bytes": end["sink"]["bytes"]},
     )
 
 
 def drain(pair: Pair) -> dict[str, Any]:
     """End the ingress; the status of the egress when everything that was under way has arrived."""
-    pair.ingress.terminate()
-    pair.ingress.wait(60)
+    pair.end_ingress()
     return pair.settled()
 
 

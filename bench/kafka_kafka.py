@@ -46,7 +46,7 @@ def carry(address: str, source: str, rate_bps: int) -> Figure:
     with running_pair(source_section, sink_section, rate=rate_bps) as pair:
         pair.wait_active()
         arrived, took = _time_arrival(address, target)
-        usage = pair.usage(arrived * VALUE_BYTES)
+        cpu = pair.cpu_s_per_gb(arrived * VALUE_BYTES)
         egress = pair.settled()
     return Figure(
         what="kafka → kafka, records of 1 KiB",
@@ -54,7 +54,7 @@ def carry(address: str, source: str, rate_bps: int) -> Figure:
         unit="records/s",
         lost=RECORDS - arrived + lost(egress),
         rate_bps=rate_bps,
-        usage=usage,
+        cpu_s_per_gb=cpu,
         detail={"missed": egress["missed"], "rebuilt": rebuilt(egress)},
     )
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bench.generate_discard import RECORD_BYTES, drain, unverified
-from bench.measure import Figure, free_port, rebuilt, running_pair
+from bench.measure import Figure, free_port, note_peak, rebuilt, running_pair
 
 RANDOM = ("--drop", "0.05")
 """Each datagram is lost with a probability of 5 %."""
@@ -30,11 +30,12 @@ def carry(faults: tuple[str, ...], rate_bps: int, total_bytes: int, *, link: str
         running_pair(source, 'type = "discard"', rate=rate_bps, link=link, through=ports) as pair,
     ):
         pair.wait_active()
-        started_s, usage = time.monotonic(), pair.usage(1)
-        while pair.ingress.poll() is None:
+        started_s, cpu = time.monotonic(), {}
+        while pair.ingress.poll() is None:  # it ends by itself
+            note_peak("ingress", pair.ingress)
             status = pair.status("egress")
-            with contextlib.suppress(FileNotFoundError, IndexError):  # the ingress ends by itself
-                usage = pair.usage(status["sink"]["bytes"])
+            with contextlib.suppress(FileNotFoundError, IndexError):
+                cpu = pair.cpu_s_per_gb(status["sink"]["bytes"])
             time.sleep(0.2)
         took_s = time.monotonic() - started_s
         end = drain(pair)
@@ -44,7 +45,7 @@ def carry(faults: tuple[str, ...], rate_bps: int, total_bytes: int, *, link: str
         unit="% whole",
         lost=unverified(end),
         rate_bps=rate_bps,
-        usage=usage,
+        cpu_s_per_gb=cpu,
         detail={
             "bytes": end["sink"]["bytes"],
             "gbps": end["sink"]["bytes"] * 8 / took_s / 1e9,

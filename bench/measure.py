@@ -25,16 +25,6 @@ _ingress_state = tempfile.TemporaryDirectory(prefix="gapconn-bench-")
 
 
 @attrs.frozen(kw_only=True)
-class Usage:
-    """What one end of a pair cost."""
-
-    peak_bytes: int
-    """Most resident memory so far."""
-    cpu_s_per_gb: float
-    """Seconds of CPU per 10^9 bytes of payload."""
-
-
-@attrs.frozen(kw_only=True)
 class Figure:
     """One measurement."""
 
@@ -45,8 +35,8 @@ class Figure:
     """What was sent and did not arrive: datagrams of the link and what was in them."""
     rate_bps: int = 0
     """The configured rate of the link; 0: it has none."""
-    usage: dict[str, Usage] = attrs.field(factory=dict)
-    """By role."""
+    cpu_s_per_gb: dict[str, float] = attrs.field(factory=dict)
+    """Seconds of CPU per 10^9 bytes of payload, by role."""
     detail: dict[str, Any] = attrs.field(factory=dict)
     """Anything else worth keeping."""
 
@@ -77,6 +67,17 @@ def peak_bytes(pid: int) -> int:
     raise RuntimeError("the kernel does not tell the peak of resident memory")
 
 
+peaks_bytes: dict[str, int] = {}
+"""Most resident memory that an end of any pair had, by role, since this was cleared."""
+
+
+def note_peak(role: str, process: subprocess.Popen[bytes]) -> None:
+    """Take the memory of a process into account, if it still runs."""
+    with contextlib.suppress(FileNotFoundError, RuntimeError):
+        if process.poll() is None:
+            peaks_bytes[role] = max(peaks_bytes.get(role, 0), peak_bytes(process.pid))
+
+
 @attrs.define(kw_only=True)
 class Pair:
     """A running pair."""
@@ -102,15 +103,16 @@ class Pair:
         """Count CPU from here on."""
         self._cpu_before_s = {role: cpu_s(getattr(self, role).pid) for role in ROLES}
 
-    def usage(self, payload_bytes: float) -> dict[str, Usage]:
-        """What both ends cost since CPU is counted, in which they carried `payload_bytes`. Both must run."""
-        return {
-            role: Usage(
-                peak_bytes=peak_bytes(getattr(self, role).pid),
-                cpu_s_per_gb=(cpu_s(getattr(self, role).pid) - self._cpu_before_s[role]) / max(1, payload_bytes) * 1e9,
-            )
-            for role in ROLES
-        }
+    def cpu_s_per_gb(self, payload_bytes: float) -> dict[str, float]:
+        """By role, since CPU is counted; in that time they carried `payload_bytes`. Both must run."""
+        used_s = {role: cpu_s(getattr(self, role).pid) - self._cpu_before_s[role] for role in ROLES}
+        return {role: seconds / max(1, payload_bytes) * 1e9 for role, seconds in used_s.items()}
+
+    def end_ingress(self) -> None:
+        """Ask the ingress for an orderly end, and wait for it."""
+        note_peak("ingress", self.ingress)
+        self.ingress.terminate()
+        self.ingress.wait(60)
 
     def settled(self) -> dict[str, Any]:
         """The status of the egress once nothing more arrives and the sink has accepted everything."""
@@ -233,6 +235,7 @@ def _process(
     try:
         yield process
     finally:
+        note_peak(role, process)
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         process.wait(30)

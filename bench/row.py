@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from bench.measure import ROLES, Figure
+from bench.measure import ROLES, Figure, peaks_bytes
 
 
 @attrs.frozen(kw_only=True)
@@ -64,8 +64,11 @@ class Row:
 
     def measure(self, effort: Effort) -> Result:
         """All rounds."""
-        rounds = self.rounds(effort)
-        return Result(row=self, rounds=list(itertools.islice(rounds, 1 if self.once else effort.rounds)))
+        peaks_bytes.clear()
+        rounds = list(itertools.islice(self.rounds(effort), 1 if self.once else effort.rounds))
+        return Result(
+            row=self, rounds=rounds, peak_bytes={role: peaks_bytes[role] for role in ROLES if role in peaks_bytes}
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -74,6 +77,8 @@ class Result:
 
     row: Row
     rounds: list[Round]
+    peak_bytes: dict[str, int] = attrs.field(factory=dict)
+    """Most resident memory of all rounds, by role."""
     failure: str = ""
     """Why it could not be measured."""
 
@@ -92,22 +97,10 @@ class Result:
         return max((each.pair.lost for each in self.rounds), default=0)
 
     @property
-    def peak_bytes(self) -> dict[str, int]:
-        """Most resident memory of all rounds, by role."""
-        return {
-            role: max(each.pair.usage[role].peak_bytes for each in self.rounds if each.pair.usage)
-            for role in ROLES
-            if any(each.pair.usage for each in self.rounds)
-        }
-
-    @property
     def cpu_s_per_gb(self) -> dict[str, float]:
         """The median of the rounds, by role."""
-        return {
-            role: statistics.median(each.pair.usage[role].cpu_s_per_gb for each in self.rounds if each.pair.usage)
-            for role in ROLES
-            if any(each.pair.usage for each in self.rounds)
-        }
+        measured = [each.pair.cpu_s_per_gb for each in self.rounds if each.pair.cpu_s_per_gb]
+        return {role: statistics.median(each[role] for each in measured) for role in ROLES if measured}
 
     def facts(self) -> dict[str, Any]:
         """Everything, as JSON."""

@@ -17,7 +17,7 @@ def carry(rate_bps: int, seconds: float, *, mtu_bytes: int = 1500, link: str = "
         with running_pair(source, sink, rate=rate_bps, mtu_bytes=mtu_bytes, link=link) as pair:
             pair.wait_active()
             streamed = stream(entry, target, seconds)
-            usage = pair.usage(streamed.got_bytes)
+            cpu = pair.cpu_s_per_gb(streamed.got_bytes)
             egress = pair.settled()
     return Figure(
         what=f"tcp → tcp, one stream, MTU {mtu_bytes}",
@@ -25,6 +25,6 @@ def carry(rate_bps: int, seconds: float, *, mtu_bytes: int = 1500, link: str = "
         unit="Gbit/s",
         lost=lost(egress) + streamed.sent_bytes - streamed.got_bytes,
         rate_bps=rate_bps,
-        usage=usage,
+        cpu_s_per_gb=cpu,
         detail={"missed": egress["missed"], "rebuilt": rebuilt(egress), "bytes": streamed.got_bytes},
     )
