@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-from bench.quantiles import QUANTILES
 
 COLORS = {1500: "#1f77b4", 4000: "#2ca02c", 9000: "#d62728"}
 STYLES = {"none": ("-", "checksum only"), "aes-256-gcm": ("--", "AES-256-GCM")}
@@ -27,7 +27,9 @@ def main() -> int:
     arguments = parser.parse_args()
     # Without them, the same data would give another file each time.
     mpl.rcParams["svg.hashsalt"] = "gapconn"
-    mpl.rcParams.update({"font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False})
+    mpl.rcParams.update(
+        {"font.size": 10, "axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.3, "axes.spines.top": False}
+    )
     arguments.directory.mkdir(parents=True, exist_ok=True)
     sweep, table = (json.loads(file.read_text()) for file in (arguments.sweep, arguments.table))
     _write(draw_throughput(sweep), arguments.directory / "throughput.svg")
@@ -43,7 +45,7 @@ def main() -> int:
 
 def draw_throughput(sweep: dict[str, Any]) -> Figure:
     """Payload by repair, a line for each MTU and security; on the right the same as a ratio to the relay."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.subplots()
     for mtu_bytes, color in COLORS.items():
         for security, (style, words) in STYLES.items():
@@ -53,9 +55,9 @@ def draw_throughput(sweep: dict[str, Any]) -> Figure:
             repairs = [point["repair_percent"] for point in points]
             values = [point["value"] for point in points]
             axes.plot(repairs, values, style, color=color, marker="o", label=f"MTU {mtu_bytes}, {words}")
-            lost = [(point["repair_percent"], point["value"]) for point in points if point["lost"]]
-            if lost:
-                axes.plot(*zip(*lost, strict=True), "x", color="black", markersize=10)
+    lost = [(point["repair_percent"], point["value"]) for point in sweep["points"] if point["lost"]]
+    if lost:
+        axes.plot(*zip(*lost, strict=True), "x", color="black", markersize=10, label="something was lost")
     relay_gbps = sweep["relay_gbps"]
     axes.set_xlabel("repair symbols (% of the source symbols)")
     axes.set_ylabel("payload without loss (Gbit/s)")
@@ -63,7 +65,7 @@ def draw_throughput(sweep: dict[str, Any]) -> Figure:
     axes.set_ylim(bottom=0)
     ratio = axes.secondary_yaxis("right", functions=(lambda gbps: gbps / relay_gbps, lambda ratio: ratio * relay_gbps))
     ratio.set_ylabel(f"ratio to a plain TCP relay ({relay_gbps:.1f} Gbit/s)")
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     axes.set_title(f"generate → discard by MTU, repair and security\n{_words(sweep['machine'])}", fontsize=10)
     return figure
 
@@ -84,7 +86,7 @@ def draw_ratios(rows: list[dict[str, Any]]) -> Figure:
         axes.text(high + 0.01, place, f" {median:.2f}", va="center", fontsize=9)
     axes.set_yticks(range(len(found)), [row["name"] for row in reversed(found)])
     axes.set_xlabel("ratio to the plain program (line: range of the rounds; dotted: what must be reached)")
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.08 * max(axes.get_xlim()[1], 0.1))
     return figure
 
 
@@ -98,19 +100,21 @@ def draw_latency(rows: list[dict[str, Any]]) -> Figure:
 
 def _draw_quantiles(axes: Axes, row: dict[str, Any]) -> None:
     width = 0.38
+    names = list(row["rounds"][0]["pair"]["detail"]["quantiles_ms"])
     for offset, key, words, color in (
         (-width / 2, "plain", "plain", "#7f7f7f"),
         (width / 2, "pair", "through the pair", "#1f77b4"),
     ):
         by_round = [each[key]["detail"]["quantiles_ms"] for each in row["rounds"]]
-        medians = [sorted(each[name] for each in by_round)[len(by_round) // 2] for name in QUANTILES]
-        bars = axes.bar([place + offset for place in range(len(QUANTILES))], medians, width, label=words, color=color)
-        axes.bar_label(bars, fmt="%.2g", fontsize=8)
-    axes.set_xticks(range(len(QUANTILES)), list(QUANTILES))
+        medians = [statistics.median(each[name] for each in by_round) for name in names]
+        bars = axes.bar([place + offset for place in range(len(names))], medians, width, label=words, color=color)
+        axes.bar_label(bars, fmt="{:,.3g}", fontsize=8)
+    axes.set_xticks(range(len(names)), names)
     axes.set_yscale("log")
     axes.set_ylabel("latency (ms)")
-    axes.set_title(row["what"], fontsize=9)
-    axes.legend(fontsize=8)
+    axes.margins(y=0.1)
+    axes.set_title(textwrap.fill(row["what"], 50), fontsize=9)
+    axes.legend(fontsize=8, loc="upper left")
 
 
 def _words(facts: dict[str, Any]) -> str:
