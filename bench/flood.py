@@ -86,8 +86,8 @@ def _hostile(chance: random.Random, link_id: int, epoch: int) -> bytes:
             symbol_bytes=400,
             message=chance.randrange(1000),
             message_bytes=4000,
-            index=chance.randrange(10),
-            source_symbols=10,
+            blocks=1,
+            symbol=chance.randrange(10),
         ),
         chance.randbytes(400),
     )
@@ -106,8 +106,8 @@ def _hostile(chance: random.Random, link_id: int, epoch: int) -> bytes:
     if kind == 4:
         return encode_datagram(attrs.evolve(header, epoch=chance.randrange(epoch)), good[48:-8])
     absurd: dict[str, Any] = {
-        chance.choice(["message_bytes", "block", "sequence", "message"]): chance.choice([0, 1, 2**31, 2**32 - 1]),
-        chance.choice(["source_symbols", "repair_symbols", "reserved", "index"]): chance.choice([0, 1, 254, 255]),
+        chance.choice(["message_bytes", "symbol", "sequence", "message"]): chance.choice([0, 1, 2**31, 2**32 - 1]),
+        chance.choice(["blocks", "repair_symbols", "key_id"]): chance.choice([0, 1, 254, 255]),
         "epoch": chance.randrange(epoch),
     }
     covered = attrs.evolve(header, **absurd).pack() + good[48:-8]

@@ -20,7 +20,7 @@ import attrs
 
 from gapconn.config import Pair, Role, SinkSection, SourceSection, ip_of, load_pair, public_values
 from gapconn.errors import ConfigError
-from gapconn.units import Address, format_rate, format_seconds
+from gapconn.units import Address, format_percent, format_rate, format_seconds
 from gapconn.wording import given_text
 
 _UNSET_VARIABLE = re.compile(r": (source|sink)\.[^:]+: the environment variable .* is not set")
@@ -175,6 +175,7 @@ def summary(pair: Pair) -> list[str]:
         *([f"listening on {link.bind}"] if link.bind else []),
         f"rate {format_rate(link.rate)}",
         f"MTU {link.mtu_bytes}",
+        f"repair {format_percent(link.fec.repair)}" if link.fec.repair else "no repair",
         f"heartbeat every {format_seconds(link.heartbeat_interval)}",
         f"id {link.id}",
     ]

@@ -27,7 +27,7 @@ from gapconn.sinks import SINKS, Sink
 from gapconn.sources import SOURCES, Source
 from gapconn.structuring import Given, structure, unstructure
 from gapconn.tables import Problems, Tables, read_tables
-from gapconn.units import Address, BitsPerSecond, Bytes, Seconds, format_bytes, format_seconds
+from gapconn.units import Address, BitsPerSecond, Bytes, Percent, Seconds, format_bytes, format_seconds
 from gapconn.wording import suggestion
 
 SourceClass: TypeAlias = type[Source]
@@ -68,6 +68,11 @@ def option(
     if factory is not None:
         return attrs.field(factory=factory, validator=validator, metadata=metadata, repr=not secret)
     return attrs.field(default=default, validator=validator, metadata=metadata, repr=not secret)
+
+
+def subsection(model: Any, *, help: str) -> Any:  # noqa: A002
+    """A table inside a section, `[section.name]`, all of whose keys have defaults. `model` documents itself."""
+    return attrs.field(factory=model, metadata={"help": help, "allowed": None, "secret": False, "subsection": model})
 
 
 # The docstring of a default's factory is what the reference says about the default.
@@ -153,6 +158,24 @@ def _holds_two_messages(link: Link, attribute: object, size_bytes: int) -> None:
 def _holds_a_message(link: Link, attribute: object, size_bytes: int) -> None:
     if size_bytes < link.message_bytes_max:
         raise ValueError(f"less than message_bytes_max ({format_bytes(link.message_bytes_max)})")
+
+
+@attrs.frozen(kw_only=True)
+class Fec:
+    """`[link.fec]`: forward error correction. Only the ingress needs it: the egress learns it from the datagrams."""
+
+    repair: Percent = option(
+        default=Percent(5.0),
+        help="Repair symbols that are sent behind each message, as a share of it, but at least one. So many datagrams "
+        "of a message may be lost and are rebuilt. They count against `rate`.",
+        allowed='0 to "100%"; 0 turns it off',
+        validator=le(100),
+    )
+
+    @property
+    def repair_share(self) -> int:
+        """In hundredths of a percent."""
+        return round(self.repair * 100)
 
 
 @attrs.frozen(kw_only=True)
@@ -252,6 +275,8 @@ class Link:
         help="Where an end keeps what must survive a restart. Each link has files of its own in it.",
         allowed="a directory that can be written",
     )
+
+    fec: Fec = subsection(Fec, help="Forward error correction.")  # noqa: RUF009  # makes a field, as `option` does
 
     @property
     def listen(self) -> Address:

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from gapconn.config import Admin, Link, Log
+from gapconn.config import Admin, Fec, Link, Log
 from gapconn.plugins import Carries, PluginRegistry
 from gapconn.sinks import SINKS
 from gapconn.sources import SOURCES
@@ -35,9 +35,10 @@ Its exit code is 0, or 2 when there is a problem.
 ## The environment
 
 - `GAPCONN_<SECTION>_<KEY>` overrides a key of the file: `GAPCONN_LINK_MTU_BYTES=9000`,
-  `GAPCONN_SOURCE_TOPICS='["a", "b"]'`, `GAPCONN_SINK_CLIENT='{ "security.protocol" = "SSL" }'`. The text is read as a
-  TOML value where it is one, else as it stands. A section that the file does not have begins to exist by it. An unknown
-  variable is an error, except `GAPCONN_TEST_...` and those that Kubernetes sets for a Service.
+  `GAPCONN_SOURCE_TOPICS='["a", "b"]'`, `GAPCONN_SINK_CLIENT='{ "security.protocol" = "SSL" }'`; for a
+  table inside a section `GAPCONN_LINK_FEC_REPAIR=10%`. The text is read as a TOML value where it is one, else as it
+  stands. A section that the file does not have begins to exist by it. An unknown variable is an error, except
+  `GAPCONN_TEST_...` and those that Kubernetes sets for a Service.
 - `${NAME}` in a string of the file is replaced by the environment variable `NAME`; `$${` stands for `${`. A variable
   that is not set is an error at the end that reads the section: the sink's password need not exist on the source side.
 
@@ -48,6 +49,7 @@ Its exit code is 0, or 2 when there is a problem.
 | duration | `"200ms"`, `"1s"`, `"5 min"`, `"1h"`, or seconds as a number |
 | size | `"64 MiB"` (binary), `"64 MB"` (decimal), or bytes as a number |
 | rate | `"800 kbit/s"`, `"1 Gbit/s"` (decimal), or bits per second as a number; 0 or `"unlimited"` is no limit |
+| share | `"5%"`, `"0.5%"`, or 0 |
 | address | `"host:port"`, `"192.0.2.1:port"`, `"[2001:db8::1]:port"` |
 """
 
@@ -55,7 +57,7 @@ Its exit code is 0, or 2 when there is a problem.
 def render() -> str:
     """The whole reference as Markdown."""
     parts = [_INTRODUCTION]
-    for name, model in (("link", Link), ("admin", Admin), ("log", Log)):
+    for name, model in (("link", Link), ("link.fec", Fec), ("admin", Admin), ("log", Log)):
         parts.append("\n".join([f"## `[{name}]`", "", _after_colon(model), "", *_table(model), ""]))
     parts.append(
         "## `[source]`\n\nWhat the ingress reads. `type` says which kind it is; the other keys depend on it.\n"
@@ -99,6 +101,8 @@ def _table(model: type[Any]) -> Iterator[str]:
     yield "| key | type | default | allowed | |"
     yield "| --- | --- | --- | --- | --- |"
     for field in attrs.fields(attrs.resolve_types(model)):
+        if "subsection" in field.metadata:
+            continue  # has a table of its own
         kind = type_name(field.type) + (", secret" if field.metadata["secret"] else "")
         cells = [f"`{field.name}`", kind, _default(field), _allowed(field), field.metadata["help"]]
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -19,13 +19,14 @@ from gapconn.admin.view import AdminView
 from gapconn.config import Pair
 from gapconn.egress import Egress
 from gapconn.errors import ConfigError, LinkError
+from gapconn.fec.choice import choose_codec
 from gapconn.ingress import Ingress, burst_datagrams_at
 from gapconn.link.alarm import Alarm
 from gapconn.link.udp import UdpReceiver, UdpSender, ip_header_bytes, resolve
 from gapconn.protocol.receiver import LinkReceiver, ReceiverSettings
 from gapconn.protocol.sender import LinkSender, SenderSettings
 from gapconn.store.state import EgressState, IngressState
-from gapconn.units import format_bytes, format_rate
+from gapconn.units import format_bytes, format_percent, format_rate
 
 
 class End(Protocol):
@@ -81,8 +82,10 @@ async def serve_ingress(pair: Pair, *, companion: Companion | None = None) -> No
                 mtu_bytes=pair.link.mtu_bytes,
                 ip_header_bytes=header_bytes,
                 message_bytes_max=pair.link.message_bytes_max,
+                repair_share=pair.link.fec.repair_share,
                 burst_datagrams_max=burst_datagrams_at(pair.link),
-            )
+            ),
+            choose_codec(log),
         )
         udp = UdpSender(family, target, log=log.bind(task="sender"))
         alarm = Alarm()
@@ -95,6 +98,8 @@ async def serve_ingress(pair: Pair, *, companion: Companion | None = None) -> No
                 rate=format_rate(pair.link.rate_bps),
                 mtu_bytes=pair.link.mtu_bytes,
                 segmentation_offload=udp.gso,
+                repair=format_percent(pair.link.fec.repair),
+                fec_backend=core.codec.name,
                 announcing_s=0 if previous_epoch else pair.link.interruption_timeout_s,
             )
             ingress = Ingress(pair, pair.source, core, udp, header_bytes=header_bytes, sleep_until=alarm.sleep_until)
@@ -137,6 +142,7 @@ async def serve_egress(pair: Pair, *, companion: Companion | None = None) -> Non
                 ),
                 now_s=trio.current_time(),
                 resume=resume,
+                codec=choose_codec(log),
             )
             log.info(
                 "egress_started",
@@ -144,6 +150,7 @@ async def serve_egress(pair: Pair, *, companion: Companion | None = None) -> Non
                 link_id=pair.link.id,
                 receive_buffer=format_bytes(udp.buffer_bytes),
                 receive_offload=udp.gro,
+                fec_backend=core.codec.name,
                 resumes_epoch=resume.epoch if resume else None,
             )
             egress = Egress(pair, pair.sink, core, udp, state, resume=resume)

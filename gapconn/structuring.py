@@ -21,9 +21,11 @@ from gapconn.units import (
     Address,
     BitsPerSecond,
     Bytes,
+    Percent,
     Seconds,
     parse_address,
     parse_bytes,
+    parse_percent,
     parse_rate,
     parse_seconds,
 )
@@ -44,6 +46,8 @@ class Given:
     """What it may mean; the first that has the right type counts. None at all: its problem was already reported."""
     shown: Any
     """The value for messages, as it was written at that place."""
+    of_environment: bool = False
+    """Whether a variable of the environment gave it."""
 
 
 def structure(cls: type[T], table: Mapping[str, Given], *, label: str, problems: list[str]) -> T | None:
@@ -52,9 +56,16 @@ def structure(cls: type[T], table: Mapping[str, Given], *, label: str, problems:
     `label` names the section, for keys that are missing.
     """
     fields = {field.name: field for field in attrs.fields(attrs.resolve_types(cls)) if field.init}
-    found = [f"{given.label}: {unknown_key(key, fields)}" for key, given in table.items() if key not in fields]
     values: dict[str, Any] = {}
+    found: list[str] = []
     for name, field in fields.items():
+        if "subsection" in field.metadata:
+            table, inner = _apart(table, name, found)
+            values[name] = structure(field.metadata["subsection"], inner, label=f"{label}.{name}", problems=found)
+    found[:0] = [f"{given.label}: {unknown_key(key, fields)}" for key, given in table.items() if key not in fields]
+    for name, field in fields.items():
+        if name in values:
+            continue
         if name in table:
             _read_value(table[name], field, values, found)
         elif field.default is attrs.NOTHING:
@@ -64,6 +75,22 @@ def structure(cls: type[T], table: Mapping[str, Given], *, label: str, problems:
     if found or any(not given.candidates for given in table.values()):
         return None
     return cls(**values)
+
+
+def _apart(table: Mapping[str, Given], name: str, found: list[str]) -> tuple[dict[str, Given], dict[str, Given]]:
+    """A section without its subsection `name`, and that: its table, and over it `GAPCONN_<SECTION>_<NAME>_<KEY>`."""
+    outer, inner = dict(table), {}
+    given = outer.pop(name, None)
+    if given is not None:
+        tables = [candidate for candidate in given.candidates if isinstance(candidate, dict)]
+        if given.candidates and not tables:
+            found.append(f"{given.label}: not a table: got {_shown(given.shown)}")
+        for key, value in (tables[0] if tables else {}).items():
+            inner[key] = Given(label=f"{given.label}.{key}", candidates=(value,), shown=value)
+    for key, value in table.items():
+        if key.startswith(f"{name}_") and value.of_environment:
+            inner[key.removeprefix(f"{name}_")] = outer.pop(key)
+    return outer, inner
 
 
 def _read_value(given: Given, field: attrs.Attribute[Any], values: dict[str, Any], found: list[str]) -> None:
@@ -273,6 +300,7 @@ def _make_converter() -> Converter:
         (Seconds, _quantity(parse_seconds)),
         (Bytes, _quantity(parse_bytes)),
         (BitsPerSecond, _quantity(parse_rate)),
+        (Percent, _quantity(parse_percent)),
         (Address, _quantity(parse_address)),
     ):
         converter.register_structure_hook(scalar, hook)

@@ -132,7 +132,7 @@ def _override(tables: Tables, environ: Mapping[str, str], sections: Iterable[str
         label = f"environment: {variable}"
         if section.lower() in sections and key:
             # Text that happens to be a TOML value (a password of digits) is meant as text where only text is allowed.
-            given = Given(label=label, candidates=(_toml_value(text), text), shown=text)
+            given = Given(label=label, candidates=(_toml_value(text), text), shown=text, of_environment=True)
             tables.setdefault(section.lower(), {})[key.lower()] = given
         else:
             near = suggestion(section.lower(), sections)

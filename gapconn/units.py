@@ -26,6 +26,10 @@ Bytes = NewType("Bytes", int)
 """A size. In a file: `"64 MiB"` (binary), `"64 MB"` (decimal), or a bare number of bytes."""
 
 
+Percent = NewType("Percent", float)
+"""A part of a whole. In a file: `"5%"`, `"0.5%"`, or 0."""
+
+
 @attrs.frozen
 class Address:
     """A host and a port. In a file: `"host:port"`, `"[::1]:port"`."""
@@ -122,6 +126,17 @@ def parse_rate(value: object) -> BitsPerSecond:
     return BitsPerSecond(_whole(_quantity(value, _RATES, "a rate"), "bits per second"))
 
 
+def parse_percent(value: object) -> Percent:
+    """A share: `"5%"`, `"0.5%"`; of bare numbers only 0, as 5 might be meant as five times as much."""
+    text = value.strip() if isinstance(value, str) else ""
+    percent = _quantity(text.removesuffix("%") if text else value, {}, "a percentage")
+    if percent and not text.endswith("%"):
+        raise ValueError('no "%" behind it')
+    if (percent * 100).denominator != 1:
+        raise ValueError("finer than a hundredth of a percent")
+    return Percent(float(percent))
+
+
 def parse_address(value: object) -> Address:
     """`"host:port"`, `"192.0.2.1:port"` or `"[2001:db8::1]:port"`; port 0 asks the system for a free one."""
     if not isinstance(value, str):
@@ -174,3 +189,8 @@ def format_bytes(size_bytes: int) -> str:
 def format_rate(rate_bps: int) -> str:
     """`"1 Gbit/s"`; `"unlimited"` for 0."""
     return _format(Fraction(rate_bps), _RATES) or "unlimited"
+
+
+def format_percent(percent: float) -> str:
+    """`"5%"`, `"0.5%"`."""
+    return f"{percent:g}%"

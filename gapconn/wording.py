@@ -12,7 +12,17 @@ from typing import Any, Literal, Union, cast, get_args, get_origin
 
 import attrs
 
-from gapconn.units import Address, BitsPerSecond, Bytes, Seconds, format_bytes, format_rate, format_seconds
+from gapconn.units import (
+    Address,
+    BitsPerSecond,
+    Bytes,
+    Percent,
+    Seconds,
+    format_bytes,
+    format_percent,
+    format_rate,
+    format_seconds,
+)
 
 _NONE = type(None)
 
@@ -26,6 +36,7 @@ _SCALARS: Mapping[Any, tuple[str, list[str]]] = {
     Seconds: ("duration", ['"200ms"', '"1s"', '"5 min"']),
     Bytes: ("size", ['"64 MiB"', '"64 MB"']),
     BitsPerSecond: ("rate", ['"800 kbit/s"', '"1 Gbit/s"']),
+    Percent: ("share", ['"5%"', '"0.5%"']),
     Address: ("address", ['"192.0.2.1:7400"', '"host:7400"', '"[2001:db8::1]:7400"']),
 }
 
@@ -118,6 +129,8 @@ def value_text(value: Any, hint: Any = None) -> str:
         text = f'"{format_bytes(value)}"'
     elif BitsPerSecond in hints:
         text = f'"{format_rate(value)}"'
+    elif Percent in hints:
+        text = f'"{format_percent(value)}"'
     elif isinstance(value, bool):
         text = str(value).lower()
     elif isinstance(value, enum.Enum):

@@ -192,7 +192,8 @@ def test_summary(checked: Check) -> None:
     lines = summary(checked_pair)
     assert lines[:4] == [
         'source  kafka: bootstrap_servers = "k:9092", topics = ["a"], group_id = "g", client = "***"',
-        "link    a: to 127.0.0.1:7400, listening on 0.0.0.0:7400, rate 1 Gbit/s, MTU 1500, heartbeat every 1s, id 7",
+        "link    a: to 127.0.0.1:7400, listening on 0.0.0.0:7400, rate 1 Gbit/s, MTU 1500, repair 5%, "
+        "heartbeat every 1s, id 7",
         "sink    discard",
         "admin   http://127.0.0.1:9464",
     ]

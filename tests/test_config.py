@@ -506,6 +506,27 @@ def test_the_environment_overrides_any_key(load: Load) -> None:
     assert pair.log.level == "debug"
 
 
+def test_a_table_inside_a_section(load: Load, problems: Problems) -> None:
+    assert load(SMALLEST + ENDS).link.fec.repair_share == 500
+    assert load(SMALLEST + "fec = { repair = 0 }" + ENDS).link.fec.repair_share == 0
+    written = SMALLEST + '[link.fec]\nrepair = "12.5%"' + ENDS
+    assert load(written).link.fec.repair_share == 1_250
+    assert load(written, {"GAPCONN_LINK_FEC_REPAIR": "100%"}).link.fec.repair_share == 10_000
+    assert load(written, {"GAPCONN_LINK_FEC": '{ repair = "1%" }'}).link.fec.repair_share == 100
+    assert public_values(load(written).link)["fec"] == {"repair": 12.5}
+    for text, environ, problem in (
+        ('[link.fec]\nrepair = "101%"', {}, "link.fec.repair: must be at most \"100%\": got '101%', allowed: 0 to"),
+        ("[link.fec]\nrepair = 5", {}, 'link.fec.repair: no "%" behind it: got 5, allowed: 0 to "100%"'),
+        ("[link.fec]\nrepare = 5", {}, "link.fec.repare: unknown key 'repare' (did you mean 'repair'?)"),
+        ("fec = 5", {}, "link.fec: not a table: got 5"),
+        ('fec_repair = "5%"', {}, "link.fec_repair: unknown key 'fec_repair'"),
+        ("", {"GAPCONN_LINK_FEC_REPAIR": "much"}, "environment: GAPCONN_LINK_FEC_REPAIR: not a percentage: got 'much'"),
+        ("", {"GAPCONN_LINK_FEC_SPEED": "1"}, "environment: GAPCONN_LINK_FEC_SPEED: unknown key 'speed'"),
+    ):
+        (found,) = problems(SMALLEST + text + ENDS, environ)
+        assert problem in found, found
+
+
 def test_a_whole_section_can_come_from_the_environment(load: Load) -> None:
     environ = {"GAPCONN_LINK_NAME": "a", "GAPCONN_LINK_ADDRESS": "h:1", "GAPCONN_SINK_TYPE": "toy"}
     pair = load("", environ, Role.EGRESS)

@@ -8,7 +8,7 @@ import attrs
 import pytest
 
 from gapconn.check import check
-from gapconn.config import Admin, Link, Log, load_pair
+from gapconn.config import Admin, Fec, Link, Log, load_pair
 from gapconn.reference import render
 from gapconn.sinks import SINKS
 from gapconn.sources import SOURCES
@@ -27,9 +27,10 @@ def test_the_committed_reference_is_up_to_date() -> None:
 def test_every_key_is_in_the_reference() -> None:
     reference = render()
     plugins = [registry.load(name) for registry in (SOURCES, SINKS) for name in registry.names()]
-    for model in (Link, Admin, Log, *(plugin.Config for plugin in plugins)):
+    for model in (Link, Fec, Admin, Log, *(plugin.Config for plugin in plugins)):
         for field in attrs.fields(model):
-            assert f"| `{field.name}` |" in reference
+            is_table = "subsection" in field.metadata
+            assert (f"## `[link.{field.name}]`" if is_table else f"| `{field.name}` |") in reference
             assert field.metadata["help"].strip(), f"{model.__name__}.{field.name} has no help"
 
 

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from gapconn.units import (
     Address,
     format_bytes,
+    format_percent,
     format_rate,
     format_seconds,
     parse_address,
     parse_bytes,
+    parse_percent,
     parse_rate,
     parse_seconds,
 )
@@ -49,6 +51,12 @@ GOOD: list[tuple[Callable[[object], Any], object, Any]] = [
     (parse_rate, "2.5Gbps", 2_500_000_000),
     (parse_rate, "9600 bit/s", 9600),
     (parse_rate, "unlimited", 0),
+    (parse_percent, "5%", 5.0),
+    (parse_percent, " 12.5 % ", 12.5),
+    (parse_percent, "0.01%", 0.01),
+    (parse_percent, "0%", 0.0),
+    (parse_percent, "0", 0.0),
+    (parse_percent, 0, 0.0),
     (parse_rate, 0, 0),
     (parse_address, "127.0.0.1:7400", Address("127.0.0.1", 7400)),
     (parse_address, "[::1]:7400", Address("::1", 7400)),
@@ -77,6 +85,15 @@ BAD: list[tuple[Callable[[object], Any], object, str]] = [
     (parse_rate, "1 Gb", "unknown unit 'Gb' (units are Tbit/s, Gbit/s, Mbit/s, kbit/s, bit/s)"),
     (parse_rate, "0.5 bit/s", "not a whole number of bits per second"),
     (parse_rate, "fast", "not a rate"),
+    (parse_percent, "much", "not a percentage"),
+    (parse_percent, "", "not a percentage"),
+    (parse_percent, True, "not a percentage"),
+    (parse_percent, 5, 'no "%" behind it'),
+    (parse_percent, "5", 'no "%" behind it'),
+    (parse_percent, 0.05, 'no "%" behind it'),
+    (parse_percent, "-5%", "negative"),
+    (parse_percent, "5%%", "not a percentage"),
+    (parse_percent, "0.001%", "finer than a hundredth of a percent"),
     (parse_address, "7400", "no port"),
     (parse_address, 7400, "not an address"),
     (parse_address, "host:http", "not a port from 0 to 65535"),
@@ -117,6 +134,9 @@ def test_refuses_with_the_reason(parse: Callable[[object], Any], value: object, 
         (format_rate(10**9), "1 Gbit/s"),
         (format_rate(2_500_000), "2500 kbit/s"),
         (format_rate(0), "unlimited"),
+        (format_percent(5.0), "5%"),
+        (format_percent(12.5), "12.5%"),
+        (format_percent(0.0), "0%"),
         (str(Address("::1", 1)), "[::1]:1"),
     ],
 )
@@ -144,6 +164,6 @@ def test_written_addresses_read_back_the_same(ip: object, port: int) -> None:
 
 @given(st.text())
 def test_any_text_is_read_or_refused(text: str) -> None:
-    for parse in (parse_seconds, parse_bytes, parse_rate, parse_address):
+    for parse in (parse_seconds, parse_bytes, parse_rate, parse_percent, parse_address):
         with suppress(ValueError):
             assert parse(text) is not None

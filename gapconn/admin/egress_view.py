@@ -63,11 +63,14 @@ class EgressView:
             "listens_on": str(egress.socket.address),
             "receive_offload": egress.socket.gro,
             "receive_buffer_bytes": egress.socket.buffer_bytes,
+            "fec_backend": core.codec.name,
             "received": {
                 "datagrams": counts.datagrams,
                 "bytes": counts.bytes,
                 "messages": counts.messages,
                 "records": counts.records,
+                "messages_rebuilt": counts.messages_rebuilt,
+                "symbols_rebuilt": counts.symbols_rebuilt,
             },
             "announced": None
             if said is None
@@ -132,6 +135,16 @@ class EgressView:
             egress.socket.kernel_drops,
         )
         yield counter("gapconn_messages_received_total", "Messages that arrived whole.", counts.messages)
+        yield counter(
+            "gapconn_messages_rebuilt_total",
+            "Messages that are whole because lost symbols of them were rebuilt.",
+            counts.messages_rebuilt,
+        )
+        yield counter(
+            "gapconn_symbols_rebuilt_total",
+            "Symbols that were lost, damaged or late and were rebuilt from repair symbols.",
+            counts.symbols_rebuilt,
+        )
         yield counter("gapconn_records_received_total", "Records in messages that arrived whole.", counts.records)
         yield counters(
             "gapconn_messages_lost_total",

@@ -11,6 +11,7 @@ from prometheus_client.metrics_core import Metric
 from gapconn import __version__
 from gapconn.admin.metrics import counter, counters, gauge
 from gapconn.protocol.states import SenderState
+from gapconn.units import format_percent
 
 if TYPE_CHECKING:
     from gapconn.ingress import Ingress
@@ -50,12 +51,15 @@ class IngressView:
             "sends_to": str(link.address),
             "rate_bps": link.rate_bps,
             "segmentation_offload": ingress.socket.gso,
+            "repair": format_percent(link.fec.repair),
+            "fec_backend": ingress.core.codec.name,
             "sent": {
                 "datagrams": counts.datagrams,
                 "bytes": counts.bytes,
                 "messages": counts.messages,
                 "records": counts.records,
                 "heartbeats": counts.heartbeats,
+                "repair_symbols": counts.repair_symbols,
             },
             "send_stalls": ingress.socket.stalls,
             "source": {
@@ -77,6 +81,11 @@ class IngressView:
         yield counter("gapconn_sent_bytes_total", "UDP payload built for the gap, in bytes.", counts.bytes)
         yield counter("gapconn_messages_sent_total", "Messages sent.", counts.messages)
         yield counter("gapconn_records_sent_total", "Records sent.", counts.records)
+        yield counter(
+            "gapconn_repair_symbols_sent_total",
+            "Datagrams built for the gap that carry a repair symbol.",
+            counts.repair_symbols,
+        )
         yield counter("gapconn_heartbeats_sent_total", "HeartBeats sent.", counts.heartbeats)
         yield counter(
             "gapconn_send_stalls_total",

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gapconn.errors import RemoteProtocolError
+from gapconn.protocol.buffers import Workspace
 from gapconn.protocol.envelope import Message, open_message
+from gapconn.protocol.fec import Codec, rebuild
 from gapconn.protocol.registry import MESSAGES_HELD_MAX, DropReason, LossCause
 from gapconn.protocol.wire import Header
 
@@ -26,59 +28,128 @@ class Settled:
     message: Message | None
     """None: lost."""
     cause: LossCause | None = None
-
-
-def _symbols(header: Header) -> int:
-    """Source symbols of the message."""
-    return -(-header.message_bytes // header.symbol_bytes)
+    rebuilt: int = 0
+    """Symbols of the message that were lost and rebuilt."""
 
 
 def _held_bytes(header: Header) -> int:
-    """Memory for the message: its symbols, and one byte each to tell which are present."""
-    return _symbols(header) * (header.symbol_bytes + 1)
+    """Memory for the message: its symbols, a byte each to tell which are present, and two for what a block needs."""
+    repair_symbols = header.blocks * header.repair_symbols
+    return (header.source_symbols + repair_symbols) * (header.symbol_bytes + 1) + 2 * header.blocks
+
+
+def _cut(header: Header) -> tuple[int, int, int, int]:
+    """What all symbols of a message say alike (GC-DLV-5)."""
+    return header.message_bytes, header.symbol_bytes, header.blocks, header.repair_symbols
+
+
+class _Patchwork:
+    """Which symbols of a message are present, and what each block still needs. Made once some are missing in between.
+
+    Args:
+        source: The source symbols.
+        in_front: So many of them, from the first on, are present.
+        blocks: Blocks of the message.
+        repair_symbols: Of each block.
+    """
+
+    __slots__ = ("_blocks", "_repair", "_repair_symbols", "_source", "needs", "present")
+
+    def __init__(self, source: NDArray[np.uint8], in_front: int, blocks: int, repair_symbols: int) -> None:
+        self._source = source
+        self._blocks = blocks
+        self._repair_symbols = repair_symbols
+        self._repair: NDArray[np.uint8] | None = None
+        self.present = np.zeros(len(source) + blocks * repair_symbols, np.bool_)
+        self.present[:in_front] = True
+        self.needs: NDArray[np.int16] = self._of_blocks(np.arange(in_front, len(source)))
+        """By block: source symbols that are missing, less the repair symbols that are present."""
+
+    @property
+    def complete(self) -> bool:
+        return int(self.needs.max()) <= 0
+
+    def _of_blocks(self, places: NDArray[np.intp]) -> NDArray[np.int16]:
+        """How many of these symbols each block has."""
+        source = len(self._source)
+        blocks = np.where(places < source, places, places - source) % self._blocks
+        return np.bincount(blocks, minlength=self._blocks).astype(np.int16)
+
+    def add(self, first: int, payloads: NDArray[np.uint8]) -> int:
+        """Put symbols in, from number `first` on; how many of them were of use."""
+        places = first + np.flatnonzero(~self.present[first : first + len(payloads)])
+        needs = self.needs - self._of_blocks(places)
+        if len(places) and int(needs.max()) <= 0:  # of those behind the one that completes the message, none is of use
+            places, needs = self._needed(places, needs)
+        self.needs = needs
+        self.present[places] = True
+        of_source = int(np.searchsorted(places, len(self._source)))
+        self._source[places[:of_source]] = payloads[places[:of_source] - first]
+        if of_source < len(places):
+            if self._repair is None:
+                self._repair = np.empty((self._blocks * self._repair_symbols, payloads.shape[1]), np.uint8)
+            self._repair[places[of_source:] - len(self._source)] = payloads[places[of_source:] - first]
+        return len(places)
+
+    def _needed(self, places: NDArray[np.intp], needs: NDArray[np.int16]) -> tuple[NDArray[np.intp], NDArray[np.int16]]:
+        """The symbols without those behind which all blocks have enough, and what the blocks then need."""
+        source = len(self._source)
+        last = len(places) - 1
+        while needs[block := int(places[last] - (source if places[last] >= source else 0)) % self._blocks] < 0:
+            needs[block] += 1
+            last -= 1
+        return places[: last + 1], needs
+
+    def rebuild(self, codec: Codec, workspace: Workspace) -> int:
+        """Make the missing source symbols; how many they were."""
+        if self._repair is None:
+            return 0
+        return rebuild(
+            codec,
+            self._source,
+            self._repair,
+            present=self.present,
+            blocks=self._blocks,
+            workspace=workspace,
+        )
 
 
 class _Partial:
     """A message of which symbols have arrived."""
 
-    __slots__ = ("arrived", "held_bytes", "message_bytes", "prefix", "present", "symbol_bytes", "symbols")
+    __slots__ = ("_in_front", "_patchwork", "cut", "held_bytes", "symbols")
 
     def __init__(self, header: Header) -> None:
-        self.message_bytes = header.message_bytes
-        self.symbol_bytes = header.symbol_bytes
+        self.cut = _cut(header)
         # Not zeroed: nothing of it is seen before every byte was written.
-        self.symbols: NDArray[np.uint8] = np.empty((_symbols(header), header.symbol_bytes), np.uint8)
+        self.symbols: NDArray[np.uint8] = np.empty((header.source_symbols, header.symbol_bytes), np.uint8)
         self.held_bytes = _held_bytes(header)
-        self.arrived = 0
-        self.prefix = 0
-        """So many symbols from the first on are present; the rest is told by `present` once it is needed."""
-        self.present: NDArray[np.bool_] | None = None
+        self._in_front = 0
+        """So many source symbols from the first on are present, unless there is a patchwork."""
+        self._patchwork: _Patchwork | None = None
 
     @property
     def complete(self) -> bool:
-        return self.arrived == len(self.symbols)
+        """Whether the message can be opened: every block has as many symbols as it has source symbols (GC-FEC-3)."""
+        return self._in_front == len(self.symbols) if self._patchwork is None else self._patchwork.complete
 
     def add(self, first: int, payloads: NDArray[np.uint8]) -> int:
-        """Put symbols in, from `first` on; how many of them were new."""
-        stop = first + len(payloads)
-        if self.present is None and first == self.prefix:
-            self.symbols[first:stop] = payloads
-            self.prefix = stop
-            self.arrived = stop
-            return len(payloads)
-        if self.present is None:
-            self.present = np.zeros(len(self.symbols), np.bool_)
-            self.present[: self.prefix] = True
-        wanted = ~self.present[first:stop]
-        new = int(np.count_nonzero(wanted))
-        self.symbols[first:stop][wanted] = payloads[wanted]
-        self.present[first:stop] = True
-        self.arrived += new
-        return new
+        """Put symbols in, from number `first` on, into a message that is not complete; how many of them were of use."""
+        if self._patchwork is None:
+            if first == self._in_front:  # as long as nothing is missing, there is nothing to keep account of
+                stop = min(first + len(payloads), len(self.symbols))
+                self.symbols[first:stop] = payloads[: stop - first]
+                self._in_front = stop
+                return stop - first
+            _, _, blocks, repair_symbols = self.cut
+            self._patchwork = _Patchwork(self.symbols, self._in_front, blocks, repair_symbols)
+        return self._patchwork.add(first, payloads)
 
-    def open(self) -> Message:
+    def open(self, codec: Codec, workspace: Workspace) -> tuple[Message, int]:
+        """The message, and how many symbols of it had to be rebuilt."""
+        rebuilt = self._patchwork.rebuild(codec, workspace) if self._patchwork is not None else 0
         flat = self.symbols.reshape(-1).data
-        return open_message(flat[: self.message_bytes])
+        return open_message(flat[: self.cut[0]]), rebuilt
 
 
 class Reassembler:
@@ -91,9 +162,18 @@ class Reassembler:
         bytes_max: Memory for incomplete and waiting messages.
         message_bytes_max: The longest message taken.
         reorder_timeout_s: How long a missing message holds back later ones.
+        codec: Rebuilds lost symbols.
     """
 
-    def __init__(self, *, next_message: int, bytes_max: int, message_bytes_max: int, reorder_timeout_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        next_message: int,
+        bytes_max: int,
+        message_bytes_max: int,
+        reorder_timeout_s: float,
+        codec: Codec,
+    ) -> None:
         self.next_message = next_message
         """The number that is due next: all before are settled."""
         self.settled: list[Settled] = []
@@ -101,6 +181,8 @@ class Reassembler:
         self._bytes_max = bytes_max
         self._message_bytes_max = message_bytes_max
         self._reorder_timeout_s = reorder_timeout_s
+        self._codec = codec
+        self._workspace = Workspace()
         self._granularity_s = reorder_timeout_s / 16 or 1e-9
         self._held: dict[int, _Partial] = {}
         self._order: list[int] = []
@@ -122,7 +204,7 @@ class Reassembler:
         return len(self._held)
 
     def add(self, header: Header, payloads: NDArray[np.uint8], now_s: float) -> tuple[int, DropReason | None]:
-        """Take in symbols of one block with consecutive indexes; `header` is that of the first.
+        """Take in consecutive symbols of one message; `header` is that of the first.
 
         Returns:
             How many of the datagrams were dropped, and why.
@@ -140,13 +222,12 @@ class Reassembler:
             partial = self._hold(number, header)
             if partial is None:
                 return count, DropReason.NOT_NEEDED
-        elif partial.message_bytes != header.message_bytes or partial.symbol_bytes != header.symbol_bytes:
+        elif partial.cut != _cut(header):
             return count, DropReason.INCONSISTENT_MESSAGE
-        source = min(count, max(0, header.source_symbols - header.index))
-        new = partial.add(header.block + header.index, payloads[:source]) if source and not partial.complete else 0
+        used = 0 if partial.complete else partial.add(header.symbol, payloads)
         if partial.complete and number == self.next_message:
             self._deliver_ready()
-        return (count - new, DropReason.NOT_NEEDED) if new < count else (0, None)
+        return (count - used, DropReason.NOT_NEEDED) if used < count else (0, None)
 
     def learn(self, sent: int, now_s: float) -> None:
         """All messages below `sent` were sent: those that are missing are late from now on (GC-DLV-8)."""
@@ -223,7 +304,8 @@ class Reassembler:
             number = self.next_message
             self._release_oldest()
             try:
-                self.settled.append(Settled(number, number, partial.open()))
+                message, rebuilt = partial.open(self._codec, self._workspace)
+                self.settled.append(Settled(number, number, message, rebuilt=rebuilt))
             except RemoteProtocolError:
                 self.settled.append(Settled(number, number, None, LossCause.DAMAGED))
             self.next_message = number + 1

@@ -25,6 +25,7 @@ from gapconn.protocol.events import (
     SessionEnded,
     SessionFollowed,
 )
+from gapconn.protocol.fec import Codec, NumpyCodec
 from gapconn.protocol.follower import Follower
 from gapconn.protocol.positions import DeliveredPositions, Standing, StreamPartition
 from gapconn.protocol.reassembler import Reassembler, Settled
@@ -86,6 +87,9 @@ class ReceiverCounters:
     messages: int = 0
     records: int = 0
     message_bytes: int = 0
+    messages_rebuilt: int = 0
+    """Of the messages, those of which symbols were lost and rebuilt."""
+    symbols_rebuilt: int = 0
     messages_lost: Counter[LossCause] = attrs.field(factory=Counter)
     records_lost: int = 0
     records_missing_ranges: int = 0
@@ -96,8 +100,6 @@ class ReceiverCounters:
 
 
 _KNOWN_TYPES = frozenset(DatagramType)
-_INDEX_STEP = np.frombuffer(bytes([0, 0, 0, 0, 1, 0, 0, 0]), np.uint64)[0]
-"""What one more in the index field adds to the last header word, in this machine's byte order."""
 _ONE = np.uint64(1)
 
 
@@ -110,11 +112,20 @@ class LinkReceiver:
         settings: What the egress is configured to accept.
         now_s: The time.
         resume: The stored state of an earlier life, if there is one.
+        codec: Rebuilds lost symbols.
     """
 
-    def __init__(self, settings: ReceiverSettings, *, now_s: float, resume: Progress | None = None) -> None:
+    def __init__(
+        self,
+        settings: ReceiverSettings,
+        *,
+        now_s: float,
+        resume: Progress | None = None,
+        codec: Codec | None = None,
+    ) -> None:
         self.settings = settings
         self.counters = ReceiverCounters()
+        self.codec = codec or NumpyCodec()
         self.announcement: Announcement | None = None
         """What the followed session said last of itself."""
         self._now_s = now_s
@@ -256,7 +267,7 @@ class LinkReceiver:
                 self._drop(DropReason(reason), count)
 
     def _receive_rows(self, rows: Layout, first: int, stop: int, now_s: float) -> None:
-        """Take in intact rows that continue each other: they differ only in sequence and index, each one more."""
+        """Take in intact rows that continue each other: they differ only in sequence and symbol, each one more."""
         header = Header.unpack(rows.covered[first])
         if header.type == DatagramType.DATA and header.well_formed(rows.payloads.shape[1], stop - first):
             self._receive_run(header, rows.payloads[first:stop], now_s)
@@ -322,7 +333,7 @@ class LinkReceiver:
             if reason is not None:
                 self._drop(reason, end - begin)
                 continue
-            part = header if begin == 0 else attrs.evolve(header, index=header.index + begin)
+            part = header if begin == 0 else attrs.evolve(header, symbol=header.symbol + begin)
             unused, why = self._reassembler.add(part, payloads[begin:end], now_s)
             if why is not None:
                 self._drop(why, unused)
@@ -485,6 +496,9 @@ class LinkReceiver:
         self.counters.messages += 1
         self.counters.records += message.record_count
         self.counters.message_bytes += len(message.body)
+        if item.rebuilt:
+            self.counters.messages_rebuilt += 1
+            self.counters.symbols_rebuilt += item.rebuilt
         self._events.append(
             MessageDelivered(
                 epoch=self._session_epoch,
@@ -517,6 +531,7 @@ class LinkReceiver:
             bytes_max=self.settings.reassembly_bytes_max,
             message_bytes_max=self.settings.message_bytes_max,
             reorder_timeout_s=self.settings.reorder_timeout_s,
+            codec=self.codec,
         )
 
 
@@ -534,15 +549,16 @@ def _foreign_format(header: Header) -> DropReason | None:
 def _runs(rows: Layout, count: int, intact: NDArray[np.bool_] | None) -> list[tuple[int, int]]:
     """The longest runs of rows that continue each other, in order, as (first, stop).
 
-    Such rows have the same header but for sequence and index, each one more. `intact` tells which rows may be looked
+    Such rows have the same header but for sequence and symbol, each one more. `intact` tells which rows may be looked
     at; None when all may.
     """
     words = rows.words[:count]
     sequences = rows.sequences[:count].astype(np.uint64)
+    last_words = rows.last_words[:count].astype(np.uint64)
     continues = (
         (words[1:, :3] == words[:-1, :3]).all(axis=1)
         & (words[1:, 4] == words[:-1, 4])
-        & (words[1:, 5] - words[:-1, 5] == _INDEX_STEP)
+        & (last_words[1:] - last_words[:-1] == _ONE)
         & (sequences[1:] - sequences[:-1] == _ONE)
     )
     if intact is None:

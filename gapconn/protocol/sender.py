@@ -8,7 +8,9 @@ from collections.abc import Callable
 import attrs
 
 from gapconn.errors import LocalProtocolError
+from gapconn.protocol.buffers import Workspace
 from gapconn.protocol.envelope import MESSAGE_OVERHEAD_BYTES, Run, begin_message, end_message
+from gapconn.protocol.fec import WHOLE, Codec, NumpyCodec, block_symbols_max, repair_symbols
 from gapconn.protocol.fragmenter import Fragmenter, cut_of
 from gapconn.protocol.positions import SentPositions
 from gapconn.protocol.registry import (
@@ -38,6 +40,8 @@ class SenderSettings:
     ip_header_bytes: int = 28
     """IP and UDP headers: 28 for IPv4, 48 for IPv6."""
     message_bytes_max: int = 16 << 20
+    repair_share: int = 0
+    """Repair symbols, in hundredths of a percent of the source symbols; 0 turns forward error correction off."""
     burst_datagrams_max: int = ROWS_MAX
     """Fewer at a low rate, so that heartbeats find their way between bursts (GC-TIME-1)."""
 
@@ -50,6 +54,8 @@ class SenderSettings:
             raise LocalProtocolError(f"an MTU of {self.mtu_bytes} bytes cannot be used or announced")
         if self.message_bytes_max > MESSAGE_BYTES_MAX:
             raise LocalProtocolError(f"a message limit of {self.message_bytes_max} bytes is too large")
+        if not 0 <= self.repair_share <= WHOLE:
+            raise LocalProtocolError(f"a repair share of {self.repair_share / 100} % cannot be used")
 
     @property
     def datagram_bytes_max(self) -> int:
@@ -73,16 +79,24 @@ class SenderCounters:
     records: int = 0
     records_filtered: int = 0
     heartbeats: int = 0
+    repair_symbols: int = 0
+    """Of the datagrams, those that carry a repair symbol."""
 
 
 class LinkSender:
     """Builds everything that an ingress sends, in the order in which it must be sent.
 
     Bursts must go to the network in the order in which this class made them. Time is monotonic, in seconds.
+
+    Args:
+        settings: What the ingress is configured to do.
+        codec: Makes repair symbols.
     """
 
-    def __init__(self, settings: SenderSettings) -> None:
+    def __init__(self, settings: SenderSettings, codec: Codec | None = None) -> None:
         self.settings = settings
+        self.codec = codec or NumpyCodec()
+        self._workspace = Workspace()
         self.counters = SenderCounters()
         self._machine = SenderMachine()
         self._sequence = 0
@@ -178,6 +192,7 @@ class LinkSender:
             self._fragmenter = None
             self.counters.messages += 1
             self.counters.records += self._record_count
+            self.counters.repair_symbols += fragmenter.repair_symbols
         return burst
 
     def stop(self) -> list[Burst]:
@@ -224,10 +239,17 @@ class LinkSender:
         number = self.counters.messages
         self._fragmenter = Fragmenter(
             message,
-            cut=cut_of(len(message), self.settings.symbol_bytes_max, self.settings.burst_datagrams_max),
+            cut=cut_of(
+                len(message),
+                self.settings.symbol_bytes_max,
+                self.settings.burst_datagrams_max,
+                self.settings.repair_share,
+            ),
             link_id=self.settings.link_id,
             epoch=self.settings.epoch,
             number=number,
+            codec=self.codec,
+            workspace=self._workspace,
         )
         self._record_count = record_count
         return number
@@ -267,6 +289,7 @@ class LinkSender:
 
     def _announcement(self) -> Announcement:
         settings = self.settings
+        block_symbols = block_symbols_max(settings.repair_share) if settings.repair_share else 0
         return Announcement(
             previous_epoch=settings.previous_epoch,
             messages_sent=self.counters.messages,
@@ -277,6 +300,8 @@ class LinkSender:
             message_bytes_max=settings.message_bytes_max,
             mtu_bytes=settings.mtu_bytes,
             symbol_bytes_max=settings.symbol_bytes_max,
+            fec_source_symbols=block_symbols,
+            fec_repair_symbols=repair_symbols(block_symbols, settings.repair_share),
             phase=_PHASES[self._machine.state],
         )
 

@@ -21,8 +21,10 @@ from gapconn.protocol.registry import (
     DATAGRAM_BYTES_MAX,
     HEADER_BYTES,
     MAGIC,
+    SYMBOLS_PER_BLOCK_MAX,
     VERSION,
     DatagramType,
+    Flag,
     Phase,
 )
 
@@ -45,12 +47,11 @@ SLAB_BYTES = 65_536
 ROWS_MAX = 64
 """The most datagrams that one GSO send takes on every kernel (UDP_MAX_SEGMENTS)."""
 
-_HEADER = struct.Struct(">HBBHHIIQQQIBBBB")
+_HEADER = struct.Struct(">HBBHHIHBBQQQII")
 # Where fields that are set or read by the column begin in the header, in bytes.
-BLOCK_FIELD = slice(12, 16)
 SEQUENCE_FIELD = slice(24, 32)
-INDEX_FIELD = 44
-SOURCE_SYMBOLS_FIELD = 45
+LAST_WORD = slice(40, 48)
+SYMBOL_FIELD = slice(44, 48)
 _ANNOUNCEMENT = struct.Struct(">QQQQIIIHHBBBBIQ")
 assert _HEADER.size == HEADER_BYTES
 assert _ANNOUNCEMENT.size == ANNOUNCEMENT_BYTES
@@ -66,13 +67,15 @@ class Header:
     sequence: int
     flags: int = 0
     symbol_bytes: int = 0
-    block: int = 0
+    blocks: int = 0
+    """Over so many blocks the symbols of the message are spread."""
+    repair_symbols: int = 0
+    """Of each block."""
+    key_id: int = 0
     message: int = 0
     message_bytes: int = 0
-    index: int = 0
-    source_symbols: int = 0
-    repair_symbols: int = 0
-    reserved: int = 0
+    symbol: int = 0
+    """Number of the symbol in its message: first the source symbols, then the repair symbols."""
     magic: int = MAGIC
     version: int = VERSION
 
@@ -85,21 +88,20 @@ class Header:
             self.flags,
             self.symbol_bytes,
             self.link_id,
-            self.block,
+            self.blocks,
+            self.repair_symbols,
+            self.key_id,
             self.epoch,
             self.sequence,
             self.message,
             self.message_bytes,
-            self.index,
-            self.source_symbols,
-            self.repair_symbols,
-            self.reserved,
+            self.symbol,
         )
 
     @classmethod
     def unpack(cls, buffer: memoryview | bytes, offset: int = 0) -> Header:
         """The header at `offset`, nothing of it checked. `buffer` has at least 48 bytes from there."""
-        magic, version, kind, flags, symbol, link, block, epoch, seq, message, length, index, k, m, reserved = (
+        magic, version, kind, flags, size, link, blocks, repair, key, epoch, sequence, message, length, symbol = (
             _HEADER.unpack_from(buffer, offset)
         )
         return cls(
@@ -107,45 +109,47 @@ class Header:
             version=version,
             type=kind,
             flags=flags,
-            symbol_bytes=symbol,
+            symbol_bytes=size,
             link_id=link,
-            block=block,
+            blocks=blocks,
+            repair_symbols=repair,
+            key_id=key,
             epoch=epoch,
-            sequence=seq,
+            sequence=sequence,
             message=message,
             message_bytes=length,
-            index=index,
-            source_symbols=k,
-            repair_symbols=m,
-            reserved=reserved,
+            symbol=symbol,
         )
+
+    @property
+    def source_symbols(self) -> int:
+        """Source symbols of the message. Only where the symbol length is not 0."""
+        return -(-self.message_bytes // self.symbol_bytes)
 
     def well_formed(self, payload_bytes: int, count: int = 1) -> bool:
         """Whether the fields agree with each other and with a payload of that many bytes (GC-WIRE-7, GC-WIRE-9).
 
-        With a `count`, the same of this header and those that continue it: sequence and index each one more.
+        With a `count`, the same of this header and those that continue it: sequence and symbol each one more.
         """
-        if self.reserved or self.epoch == 0 or self.sequence + count > SEQUENCE_LIMIT:
+        sealed = self.flags & Flag.SEALED
+        if self.epoch == 0 or self.sequence + count > SEQUENCE_LIMIT or (self.key_id and not sealed):
             return False
         if self.type != DatagramType.DATA:
             symbol_fields = (
                 self.symbol_bytes,
-                self.block,
+                self.blocks,
+                self.repair_symbols,
                 self.message,
                 self.message_bytes,
-                self.index,
-                self.source_symbols,
-                self.repair_symbols,
+                self.symbol,
             )
             return payload_bytes == ANNOUNCEMENT_BYTES and not any(symbol_fields)
-        symbols = self.source_symbols + self.repair_symbols
         return (
             1 <= self.symbol_bytes == payload_bytes
             and self.message_bytes > 32
-            and self.source_symbols >= 1
-            and symbols <= 256
-            and self.index + count <= symbols
-            and self.block + self.source_symbols <= -(-self.message_bytes // self.symbol_bytes)
+            and 1 <= self.blocks <= self.source_symbols
+            and -(-self.source_symbols // self.blocks) + self.repair_symbols <= SYMBOLS_PER_BLOCK_MAX
+            and self.symbol + count <= self.source_symbols + self.repair_symbols * self.blocks
             and self.message <= self.sequence
         )
 
@@ -168,7 +172,6 @@ class Announcement:
     fec_source_symbols: int = 0
     fec_repair_symbols: int = 0
     phase: int
-    key_id: int = 0
     reserved: int = 0
 
     def pack(self) -> bytes:
@@ -187,14 +190,13 @@ class Announcement:
             self.fec_source_symbols,
             self.fec_repair_symbols,
             self.phase,
-            self.key_id,
-            self.reserved,
+            *divmod(self.reserved, 2**64),
         )
 
     @classmethod
     def unpack(cls, payload: memoryview | bytes) -> Announcement:
         """The announcement in a payload of 64 bytes, nothing of it checked."""
-        previous, messages, records, filtered, beat, interruption, length, mtu, symbol, mode, k, m, phase, key, rest = (
+        previous, messages, records, filtered, beat, interruption, length, mtu, symbol, mode, k, m, phase, high, low = (
             _ANNOUNCEMENT.unpack(payload)
         )
         return cls(
@@ -211,8 +213,7 @@ class Announcement:
             fec_source_symbols=k,
             fec_repair_symbols=m,
             phase=phase,
-            key_id=key,
-            reserved=rest,
+            reserved=high * 2**64 + low,
         )
 
     def well_formed(self, header: Header) -> bool:
@@ -249,11 +250,12 @@ class Layout:
         "covered",
         "flat",
         "header_bytes",
-        "indexes",
+        "last_words",
         "matrix",
         "payloads",
         "rows",
         "sequences",
+        "symbols",
         "words",
     )
 
@@ -266,7 +268,9 @@ class Layout:
         self.words: NDArray[np.uint64] = self.header_bytes.view(np.uint64)
         """The six header words in wire order: good for comparing for equality, not as numbers."""
         self.sequences = self.matrix[:, SEQUENCE_FIELD].view(">u8")[:, 0]
-        self.indexes = self.matrix[:, INDEX_FIELD]
+        self.last_words = self.matrix[:, LAST_WORD].view(">u8")[:, 0]
+        """Message length and symbol as one number, which counts up with the symbol."""
+        self.symbols = self.matrix[:, SYMBOL_FIELD].view(">u4")[:, 0]
         self.payloads = self.matrix[:, HEADER_BYTES : datagram_bytes - CHECK_BYTES]
         self.checks = self.matrix[:, datagram_bytes - CHECK_BYTES :].view(">u8")[:, 0]
         view = self.flat

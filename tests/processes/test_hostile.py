@@ -37,8 +37,8 @@ class Hostile:
             symbol_bytes=size,
             message=self.chance.randrange(3),
             message_bytes=10 * size,
-            index=self.chance.randrange(10),
-            source_symbols=10,
+            blocks=1,
+            symbol=self.chance.randrange(10),
         )
         change = self.chance.randrange(9)
         if change == 0:
@@ -50,7 +50,7 @@ class Hostile:
         elif change == 3:
             header = attrs.evolve(header, type=self.chance.randrange(5, 256))
         elif change == 4:
-            header = attrs.evolve(header, index=self.chance.randrange(10, 256))
+            header = attrs.evolve(header, symbol=self.chance.randrange(10, 2**32))
         elif change == 5:
             header = attrs.evolve(header, flags=Flag.SEALED)
         elif change == 6:

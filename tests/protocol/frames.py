@@ -17,6 +17,7 @@ from gapconn.protocol.positions import StreamPartition
 from gapconn.protocol.receiver import LinkReceiver, Progress, ReceiverSettings
 from gapconn.protocol.registry import DatagramType, DropReason, MessageKind, Phase
 from gapconn.protocol.wire import ROWS_MAX, SLAB_BYTES, Announcement, Burst, Header, Slab, encode_datagram
+from tests.protocol import galois
 
 LINK_ID = 7
 EPOCH = 1_000
@@ -67,6 +68,9 @@ class Session:
     symbol_bytes: int = 64
     """Cut of its messages. 64 makes Data as long as announcements, so that they share bursts."""
     block_symbols: int = 4
+    """Source symbols of a block at the most."""
+    repair_symbols: int = 0
+    """Of each block."""
     sequence: int = 0
     """Of the next datagram."""
     messages: int = 0
@@ -101,10 +105,10 @@ class Session:
 
     def symbols(self, message: bytes) -> list[bytes]:
         """The datagrams of these bytes as the session's next message, whatever they are."""
-        symbols = cut(message, self.symbol_bytes)
+        source = cut(message, self.symbol_bytes)
+        blocks = -(-len(source) // self.block_symbols)
         datagrams = []
-        for i, symbol in enumerate(symbols):
-            block = i - i % self.block_symbols
+        for i, symbol in enumerate(source + galois.repair_of(source, blocks, self.repair_symbols)):
             datagrams.append(
                 self.datagram(
                     DatagramType.DATA,
@@ -115,11 +119,11 @@ class Session:
                         epoch=self.epoch,
                         sequence=0,
                         symbol_bytes=len(symbol),
-                        block=block,
+                        blocks=blocks,
+                        repair_symbols=self.repair_symbols,
                         message=self.messages,
                         message_bytes=len(message),
-                        index=i - block,
-                        source_symbols=min(self.block_symbols, len(symbols) - block),
+                        symbol=i,
                     ),
                 )
             )

@@ -22,7 +22,7 @@ TOP_64 = 2**64 - 1
 @st.composite
 def stretches(draw: st.DrawFn) -> list[list[bytes]]:
     """Stretches of datagrams that follow each other, of several sessions, most of equal length; some in a bad state."""
-    own = Session()
+    own = Session(block_symbols=draw(st.sampled_from([4, 4, 2])), repair_symbols=draw(st.sampled_from([0, 0, 1, 3])))
     others = [Session(epoch=EPOCH - 1), Session(epoch=EPOCH + 5), Session(epoch=EPOCH + 1, previous_epoch=EPOCH)]
     foreign = Session(link_id=LINK_ID + 1)
     made: list[list[bytes]] = [[own.startup()]]
@@ -60,28 +60,27 @@ def raw_runs(draw: st.DrawFn) -> list[bytes]:
         epoch=draw(st.sampled_from([0, EPOCH, EPOCH])),
         sequence=draw(st.sampled_from([0, 2, 3, 500_000, 5_000_000, SEQUENCE_LIMIT - 2, TOP_64 - 1])),
         symbol_bytes=64,
-        block=draw(st.sampled_from([0, 1])),
+        blocks=draw(st.sampled_from([0, 1, 1, 2, 2, 200])),
+        repair_symbols=draw(st.sampled_from([0, 0, 2, 6, 250])),
         message=draw(st.sampled_from([0, 3, 4])),
         message_bytes=draw(st.sampled_from([10, 300, 20_000, 70_000])),
-        index=draw(st.sampled_from([0, 1, 3, 253, 254, 255])),
-        source_symbols=draw(st.sampled_from([1, 3, 5, 250])),
-        repair_symbols=draw(st.sampled_from([0, 0, 2, 6])),
+        symbol=draw(st.sampled_from([0, 1, 3, 4, 5, 312, 313, 2**32 - 3])),
     )
     changing = draw(
-        st.sampled_from([None, None, "message", "block", "epoch", "link_id", "type", "message_bytes", "flags"])
+        st.sampled_from([None, None, "message", "blocks", "epoch", "link_id", "type", "message_bytes", "flags"])
     )
     datagrams = []
     for i in range(draw(st.integers(1, 6))):
         if changing is not None and i:
             header = attrs.evolve(header, **{changing: getattr(header, changing) + 1})
-        carry, index = divmod(header.index + i, 256)  # behind 255 the next field counts, as in the header's last word
+        carry, symbol = divmod(header.symbol + i, 2**32)  # behind the top the next field counts, as in the last word
         datagrams.append(
             encode_datagram(
                 attrs.evolve(
                     header,
                     sequence=(header.sequence + i) & TOP_64,
-                    index=index,
-                    source_symbols=(header.source_symbols + carry) % 256,
+                    symbol=symbol,
+                    message_bytes=header.message_bytes + carry,
                 ),
                 bytes(64),
             )
@@ -151,14 +150,14 @@ def test_bursts_are_what_they_hold(path: list[list[bytes]], pauses_s: list[float
         event(reason.name.lower())
 
 
-@pytest.mark.parametrize("field", [name for name in attrs.fields_dict(Header) if name not in ("sequence", "index")])
+@pytest.mark.parametrize("field", [name for name in attrs.fields_dict(Header) if name not in ("sequence", "symbol")])
 @pytest.mark.req("GC-MOD-1", "GC-MOD-5")
 def test_a_datagram_that_differs_in_any_other_field_begins_a_run_of_its_own(field: str) -> None:
     first = Session(symbol_bytes=64, block_symbols=3, sequence=10, messages=3).symbols(bytes(300))[0]
     startup = Session(sequence=9).startup()
     header = Header.unpack(first)
-    second = with_header(first, sequence=11, index=1, **{field: getattr(header, field) + 1})
-    third = with_header(second, sequence=12, index=2)
+    second = with_header(first, sequence=11, symbol=1, **{field: getattr(header, field) + 1})
+    third = with_header(second, sequence=12, symbol=2)
     alone, joined = Egress.make(), Egress.make()
     alone.hear(startup, first, second, third)
     joined.receiver.receive(burst(startup, first, second, third), 0.0)
@@ -181,10 +180,10 @@ def test_a_burst_may_begin_anywhere_in_its_slab_and_the_slab_be_used_again() -> 
 
 @pytest.mark.req("GC-WIRE-7")
 def test_of_a_run_only_the_malformed_datagrams_are_dropped() -> None:
-    """The index of the later ones is behind the block's symbols; the first ones are fine."""
+    """The later ones are behind the message's symbols; the first ones are fine."""
     session = Session(symbol_bytes=40, block_symbols=255)
     first, second = session.message(bytes(9))
-    beyond = [with_header(second, index=index, sequence=index) for index in (2, 3)]
+    beyond = [with_header(second, symbol=symbol, sequence=symbol) for symbol in (2, 3)]
     egress = Egress.make()
     egress.receiver.receive(burst(first, second, *beyond), 0.0)
     assert egress.dropped == {DropReason.MALFORMED: 2}

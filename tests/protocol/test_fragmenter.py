@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gapconn.protocol.fragmenter import Fragmenter, cut_of
+from gapconn.protocol.buffers import Workspace
+from gapconn.protocol.fec import NumpyCodec
+from gapconn.protocol.fragmenter import Cut, Fragmenter, cut_of
 from gapconn.protocol.registry import MESSAGE_BYTES_MAX, SYMBOLS_PER_BLOCK_MAX
 from gapconn.protocol.wire import OVERHEAD_BYTES, ROWS_MAX, SLAB_BYTES, Header, Slab
 from tests.protocol.frames import LINK_ID, Session, split
 
 lengths = st.one_of(st.integers(33, 5_000), st.integers(33, MESSAGE_BYTES_MAX))
 symbols_max = st.one_of(st.integers(65, 1_500), st.integers(65, 65_451))
+
+
+def made(message: bytes, cut: Cut, number: int) -> Fragmenter:
+    return Fragmenter(
+        bytearray(message),
+        cut=cut,
+        link_id=LINK_ID,
+        epoch=9,
+        number=number,
+        codec=NumpyCodec(),
+        workspace=Workspace(),
+    )
 
 
 @given(lengths, symbols_max, st.integers(1, ROWS_MAX))
@@ -25,8 +40,7 @@ def test_symbols_are_as_few_as_can_be_and_equal(length: int, symbol_bytes_max: i
     assert cut.symbols * cut.symbol_bytes - length < cut.symbols, "less than one byte per symbol is wasted"
     assert 1 <= cut.rows <= rows_max
     assert cut.rows * (cut.symbol_bytes + OVERHEAD_BYTES) <= SLAB_BYTES
-    assert 0 < cut.block_symbols < SYMBOLS_PER_BLOCK_MAX
-    assert cut.block_symbols % cut.rows == 0
+    assert 1 <= cut.blocks <= cut.symbols <= cut.blocks * SYMBOLS_PER_BLOCK_MAX
 
 
 @pytest.mark.parametrize(
@@ -52,27 +66,29 @@ def test_cuts_worked_out_by_hand(length: int, symbol_bytes_max: int, symbol_byte
     length=st.one_of(st.integers(33, 300), st.integers(33, 40_000)),
     symbol_bytes_max=st.integers(65, 700),
     rows_max=st.integers(1, ROWS_MAX),
-    number=st.integers(0, 2**40),
-    sequence=st.integers(2**41, 2**42),
+    share=st.sampled_from([0, 0, 500, 10_000]),
+    numbers=st.tuples(st.integers(0, 2**40), st.integers(2**41, 2**42)),
 )
 @settings(deadline=None)
-@pytest.mark.req("GC-DLV-2", "GC-WIRE-1", "GC-WIRE-5")
+@pytest.mark.req("GC-DLV-2", "GC-WIRE-1", "GC-WIRE-5", "GC-FEC-1", "GC-FEC-2")
 def test_the_datagrams_are_those_made_by_hand(
-    length: int, symbol_bytes_max: int, rows_max: int, number: int, sequence: int
+    length: int, symbol_bytes_max: int, rows_max: int, share: int, numbers: tuple[int, int]
 ) -> None:
+    number, sequence = numbers
     message = bytes(i % 251 for i in range(length))
-    cut = cut_of(length, symbol_bytes_max, rows_max)
+    cut = cut_of(length, symbol_bytes_max, rows_max, share)
     by_hand = Session(
         epoch=9,
         symbol_bytes=cut.symbol_bytes,
-        block_symbols=cut.block_symbols,
+        block_symbols={0: SYMBOLS_PER_BLOCK_MAX, 500: 128, 10_000: 127}[share],
+        repair_symbols=cut.repair_symbols,
         sequence=sequence,
         messages=number,
     ).symbols(message)
-    fragmenter = Fragmenter(bytearray(message), cut=cut, link_id=LINK_ID, epoch=9, number=number)
+    fragmenter = made(message, cut, number)
     built: list[bytes] = []
     left = fragmenter.bursts_left
-    assert left == -(-cut.symbols // cut.rows)
+    assert left == -(-cut.datagrams // cut.rows)
     slab = Slab()
     while fragmenter.bursts_left:
         burst = fragmenter.build(slab, sequence + len(built))
@@ -82,14 +98,14 @@ def test_the_datagrams_are_those_made_by_hand(
     assert built == by_hand
 
 
-def test_a_burst_never_spans_two_blocks() -> None:
-    """So that all its headers are equal but for sequence and index."""
+def test_all_headers_of_a_message_are_equal_but_for_sequence_and_symbol() -> None:
+    """So that a burst is checked as a matrix, and need not end where a block does."""
     length = 1_000 * 65
-    cut = cut_of(length, 65, 44)
-    fragmenter = Fragmenter(bytearray(length), cut=cut, link_id=1, epoch=1, number=0)
-    blocks = []
+    fragmenter = made(bytes(length), cut_of(length, 65, 44), 0)
+    headers: list[Header] = []
     while fragmenter.bursts_left:
-        headers = [Header.unpack(datagram) for datagram in split(fragmenter.build(Slab(), 0))]
-        assert len({(header.block, header.source_symbols) for header in headers}) == 1
-        blocks.append((headers[0].block, headers[0].source_symbols))
-    assert sorted(set(blocks)) == [(0, 220), (220, 220), (440, 220), (660, 220), (880, 120)]
+        burst = fragmenter.build(Slab(), len(headers))
+        assert burst.count == min(44, 1_000 - len(headers))
+        headers += [Header.unpack(datagram) for datagram in split(burst)]
+    assert headers == [attrs.evolve(headers[0], sequence=i, symbol=i) for i in range(1_000)]
+    assert headers[0].blocks == 4

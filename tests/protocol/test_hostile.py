@@ -19,15 +19,14 @@ BITS = {
     "flags": 16,
     "symbol_bytes": 16,
     "link_id": 32,
-    "block": 32,
+    "blocks": 16,
+    "repair_symbols": 8,
+    "key_id": 8,
     "epoch": 64,
     "sequence": 64,
     "message": 64,
     "message_bytes": 32,
-    "index": 8,
-    "source_symbols": 8,
-    "repair_symbols": 8,
-    "reserved": 8,
+    "symbol": 32,
 }
 ANNOUNCED_BITS = {
     "previous_epoch": 64,
@@ -43,8 +42,7 @@ ANNOUNCED_BITS = {
     "fec_source_symbols": 8,
     "fec_repair_symbols": 8,
     "phase": 8,
-    "key_id": 32,
-    "reserved": 64,
+    "reserved": 96,
 }
 
 
@@ -74,7 +72,7 @@ def forged(draw: st.DrawFn, epochs: st.SearchStrategy[int] = st.just(EPOCH)) -> 
         epoch=session.epoch,
         sequence=session.sequence,
         **(
-            {"symbol_bytes": size, "message_bytes": 3 * size + 33, "source_symbols": 3, "message": session.messages}
+            {"symbol_bytes": size, "message_bytes": 3 * size + 33, "blocks": 1, "message": session.messages}
             if kind is DatagramType.DATA
             else {}
         ),

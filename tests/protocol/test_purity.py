@@ -14,6 +14,7 @@ ALLOWED = {
     "__future__",
     "collections",
     "enum",
+    "functools",
     "heapq",
     "itertools",
     "math",

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gapconn.protocol.fec import NumpyCodec
 from gapconn.protocol.reassembler import Reassembler, Settled
 from gapconn.protocol.registry import MESSAGES_HELD_MAX, DatagramType, DropReason, LossCause
 from gapconn.protocol.wire import Header
@@ -28,6 +29,7 @@ def reassembler(
         bytes_max=bytes_max,
         message_bytes_max=message_bytes_max,
         reorder_timeout_s=reorder_timeout_s,
+        codec=NumpyCodec(),
     )
 
 
@@ -127,25 +129,138 @@ def test_of_a_run_only_the_symbols_that_are_held_are_dropped() -> None:
     assert fates(subject.settled) == [bytes(range(200))]
 
 
-@pytest.mark.req("GC-FEC-4")
-def test_repair_symbols_are_dropped_and_the_message_comes_from_its_source_symbols() -> None:
-    source = [with_header(d, repair_symbols=2) for d in Session(symbol_bytes=40).message(bytes(30))]
-    repair = [with_header(source[0], index=2), with_header(source[0], index=3)]
+@pytest.mark.req("GC-FEC-4", "GC-DLV-6")
+def test_a_whole_message_does_not_wait_for_its_repair_symbols() -> None:
+    session = Session(symbol_bytes=40, repair_symbols=2)
+    *source, first, second = session.message(bytes(30))
     subject = reassembler()
-    assert add(subject, repair[0]) == (1, DropReason.NOT_NEEDED)
-    assert add(subject, *source, *repair) == (2, DropReason.NOT_NEEDED), "one run"
+    assert add(subject, *source) == TAKEN
     assert fates(subject.settled) == [bytes(30)]
-    assert add(subject, repair[1]) == (1, DropReason.NOT_NEEDED)
+    assert add(subject, first, second) == (2, DropReason.NOT_NEEDED)
+    both = session.message(bytes(31))
+    assert add(subject, *both) == (2, DropReason.NOT_NEEDED), "one run"
+    assert fates(subject.settled)[1:] == [bytes(31)]
+    assert subject.settled[1].rebuilt == 0
+
+
+# -- lost symbols that are rebuilt ---------------------------------------------------------------------------------
+
+
+@given(
+    length=st.integers(0, 600),
+    symbol_bytes=st.integers(33, 60),
+    block_symbols=st.integers(1, 6),
+    repair_symbols=st.integers(0, 4),
+    seed=st.integers(0, 2**32),
+)
+@settings(deadline=None, max_examples=300)
+@pytest.mark.req("GC-FEC-3", "GC-DLV-4", "GC-MOD-1")
+def test_a_message_is_rebuilt_from_enough_symbols_of_each_block_and_from_no_fewer(
+    length: int, symbol_bytes: int, block_symbols: int, repair_symbols: int, seed: int
+) -> None:
+    """Symbols come in any order, some twice; the message is there with the first that makes it whole, and is right."""
+    chance = random.Random(seed)
+    body = chance.randbytes(length)
+    datagrams = Session(symbol_bytes=symbol_bytes, block_symbols=block_symbols, repair_symbols=repair_symbols).message(
+        body
+    )
+    header = Header.unpack(datagrams[0])
+    owed = [-(-(header.source_symbols - b) // header.blocks) for b in range(header.blocks)]
+    arriving = [*enumerate(datagrams), *chance.sample([*enumerate(datagrams)], len(datagrams) // 2)]
+    chance.shuffle(arriving)
+    held: set[int] = set()
+    subject = reassembler()
+    for number, datagram in arriving[: chance.randint(0, len(arriving))]:
+        block = (number if number < header.source_symbols else number - header.source_symbols) % header.blocks
+        useful = any(count > 0 for count in owed) and number not in held
+        owed[block] -= number not in held
+        held.add(number)
+        assert add(subject, datagram) == (TAKEN if useful else (1, DropReason.NOT_NEEDED))
+        assert fates(subject.settled) == ([] if any(count > 0 for count in owed) else [body])
+    if subject.settled:
+        assert subject.held_bytes == 0
+    else:
+        subject.settle_below(1, LossCause.GAP)
+        assert fates(subject.settled) == [LossCause.GAP]
+
+
+@pytest.mark.req("GC-FEC-3")
+def test_of_a_run_only_the_symbols_that_are_needed_are_taken() -> None:
+    """Of the six repair symbols of three blocks that arrive at once, the fourth makes the message whole."""
+    session = Session(symbol_bytes=40, block_symbols=2, repair_symbols=2)
+    datagrams = session.message(bytes(range(180)))
+    source, repair = datagrams[:6], datagrams[6:]
+    subject = reassembler()
+    add(subject, *source[1:3])
+    add(subject, *source[5:6])
+    assert add(subject, *repair) == (2, DropReason.NOT_NEEDED)
+    assert fates(subject.settled) == [bytes(range(180))]
+    assert subject.settled[0].rebuilt == 3
+
+
+@pytest.mark.req("GC-FEC-3", "GC-MOD-1")
+def test_what_is_rebuilt_from_a_wrong_symbol_is_discarded() -> None:
+    *source, repair = Session(symbol_bytes=40, repair_symbols=1).message(bytes(60))
+    wrong = with_payload(repair, bytes([repair[48] ^ 1]) + repair[49:-8])
+    subject = reassembler()
+    add(subject, *source[1:])
+    assert add(subject, wrong) == TAKEN
+    assert fates(subject.settled) == [LossCause.DAMAGED]
+    assert subject.held_bytes == 0
+
+
+@pytest.mark.req("GC-FEC-3", "GC-DLV-8")
+def test_a_rebuilt_message_waits_for_its_turn_and_is_owed_nothing_more() -> None:
+    session = Session(symbol_bytes=40, repair_symbols=1)
+    first, second = session.message(bytes([1]) * 60), session.message(bytes([2]) * 60)
+    subject = reassembler()
+    add(subject, *second[1:])
+    assert add(subject, second[0]) == (1, DropReason.NOT_NEEDED), "late, and not needed any more"
+    assert subject.settled == []
+    add(subject, *first[:2])
+    add(subject, *first[3:])
+    assert fates(subject.settled) == [bytes([1]) * 60, bytes([2]) * 60]
+    assert [item.rebuilt for item in subject.settled] == [1, 1]
+
+
+@pytest.mark.req("GC-LIM-1", "GC-LIM-2")
+def test_repair_symbols_count_against_the_memory() -> None:
+    """Room is kept for all that a message announces, however many of them come."""
+    session = Session(symbol_bytes=100, repair_symbols=3)
+    datagrams = session.message(bytes(100))
+    subject = reassembler(bytes_max=5 * 101 + 2)
+    for number, datagram in enumerate((datagrams[1], datagrams[4], datagrams[3])):
+        assert add(subject, datagram) == (TAKEN if number < 2 else (1, DropReason.NOT_NEEDED))
+    assert fates(subject.settled) == [bytes(100)]
+    greedy = with_header(Session(symbol_bytes=100, messages=1).message(bytes(100))[0], repair_symbols=4)
+    assert add(subject, greedy) == (1, DropReason.OVER_LIMIT)
+
+
+@pytest.mark.req("GC-LIM-1")
+def test_what_was_rebuilt_keeps_no_repair_symbols_in_memory() -> None:
+    """What a sink is slow to take is counted by the length of the message."""
+    datagrams = Session(symbol_bytes=10_000, block_symbols=2, repair_symbols=100).message(bytes(15_000))
+    subject = reassembler(bytes_max=1 << 22, message_bytes_max=1 << 16)
+
+    def rebuild() -> None:
+        add(subject, datagrams[-1])
+        add(subject, datagrams[-2])
+
+    assert grown_bytes(rebuild) < 60_000
+    assert fates(subject.settled) == [bytes(15_000)]
+
+
+# -- what contradicts ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.req("GC-DLV-5")
-@pytest.mark.parametrize("change", ["message_bytes", "symbol_bytes"])
+@pytest.mark.parametrize("change", ["message_bytes", "symbol_bytes", "blocks", "repair_symbols"])
 def test_a_symbol_that_contradicts_the_others_is_dropped_and_changes_nothing(change: str) -> None:
     first, second, third = Session(symbol_bytes=40).message(bytes(range(80)))
-    if change == "message_bytes":
-        other = with_header(second, message_bytes=Header.unpack(second).message_bytes - 1)
-    else:
+    if change == "symbol_bytes":
         other = with_payload(with_header(second, symbol_bytes=39), bytes(39))
+    else:
+        other = with_header(second, **{change: getattr(Header.unpack(second), change) + 1})
     subject = reassembler()
     add(subject, first)
     held = subject.held_bytes
@@ -177,10 +292,10 @@ def test_a_message_over_the_limit_is_dropped_and_lost_like_any_other() -> None:
 def test_a_message_that_alone_would_break_the_memory_limit_is_over_the_limit() -> None:
     """A message within its limit, but in symbols of one byte each, or in one symbol that is mostly fill."""
     tiny = Header(
-        type=DatagramType.DATA, link_id=1, epoch=1, sequence=9, symbol_bytes=1, message_bytes=4_000, source_symbols=1
+        type=DatagramType.DATA, link_id=1, epoch=1, sequence=9, symbol_bytes=1, message_bytes=4_000, blocks=20
     )
     wide = Header(
-        type=DatagramType.DATA, link_id=1, epoch=1, sequence=9, symbol_bytes=9_000, message_bytes=33, source_symbols=1
+        type=DatagramType.DATA, link_id=1, epoch=1, sequence=9, symbol_bytes=9_000, message_bytes=33, blocks=1
     )
     subject = reassembler(bytes_max=5_000)
     for header in (tiny, wide):
@@ -297,7 +412,7 @@ def test_a_timeout_of_zero_gives_up_at_once() -> None:
 def test_the_oldest_missing_message_makes_room_and_only_that() -> None:
     session = Session(symbol_bytes=100)
     messages = [session.message(bytes([i]) * 100) for i in range(6)]
-    one = 2 * 101
+    one = 2 * 101 + 2
     subject = reassembler(bytes_max=4 * one)
     add(subject, messages[0][0])
     add(subject, *messages[2])
@@ -316,7 +431,7 @@ def test_the_oldest_missing_message_makes_room_and_only_that() -> None:
 def test_what_is_complete_behind_the_message_that_makes_room_is_delivered() -> None:
     session = Session(symbol_bytes=100)
     messages = [session.message(bytes([i]) * 100) for i in range(4)]
-    subject = reassembler(bytes_max=2 * 2 * 101)
+    subject = reassembler(bytes_max=2 * (2 * 101 + 2))
     add(subject, *messages[1])
     add(subject, *messages[2])
     add(subject, *messages[3])
@@ -351,7 +466,7 @@ def test_so_many_messages_are_held_and_no_more() -> None:
             message=number,
             message_bytes=first.message_bytes,
             symbol_bytes=64,
-            source_symbols=2,
+            blocks=1,
         )
         assert subject.add(header, payload, 0.0) == TAKEN
     assert subject.held_messages == MESSAGES_HELD_MAX

@@ -75,15 +75,15 @@ FAULTS: dict[DropReason, dict[str, int]] = {
     DropReason.BAD_CHECK: {},
     DropReason.FOREIGN_LINK: {"link_id": LINK_ID + 1},
     DropReason.UNKNOWN_TYPE: {"type": 9},
-    DropReason.MALFORMED: {"reserved": 1},
+    DropReason.MALFORMED: {"key_id": 1},
     DropReason.STALE_SESSION: {"epoch": EPOCH - 1},
     DropReason.CONFLICT: {"epoch": EPOCH + 1},
     DropReason.UNCONFIRMED_JUMP: {"sequence": 2_000_000},
     DropReason.TOO_LATE: {"sequence": 2},
     DropReason.DUPLICATE: {"sequence": 300_000},
-    DropReason.OVER_LIMIT: {"message_bytes": (1 << 16) + 1},
+    DropReason.OVER_LIMIT: {"message_bytes": (1 << 16) + 1, "blocks": 7},
     DropReason.INCONSISTENT_MESSAGE: {"message_bytes": 70},
-    DropReason.NOT_NEEDED: {"index": 0},
+    DropReason.NOT_NEEDED: {"symbol": 0},
 }
 EXCLUSIVE = [
     {DropReason.STALE_SESSION, DropReason.CONFLICT},
@@ -778,13 +778,13 @@ def test_a_session_with_repair_symbols_is_delivered_from_its_source_symbols() ->
     session = Session(symbol_bytes=40)
     egress = following(session)
     source = [with_header(d, repair_symbols=1) for d in session.message(bytes(9))]
-    repair = with_header(source[1], index=2, sequence=session.sequence)
+    repair = with_header(source[1], symbol=2, sequence=session.sequence)
     session.sequence += 1
     events = egress.hear(source, repair, session.heartbeat(fec_source_symbols=2, fec_repair_symbols=1))
     assert bodies(events) == [bytes(9)]
     assert egress.dropped == {DropReason.NOT_NEEDED: 1}
     assert egress.receiver.datagrams_missed == 0
-    assert Header.unpack(repair).index == 2
+    assert Header.unpack(repair).symbol == 2
 
 
 @pytest.mark.req("GC-SESS-14")

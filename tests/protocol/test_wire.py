@@ -35,15 +35,14 @@ HEADER_FIELDS = {
     "Flags": "flags",
     "Symbol Length": "symbol_bytes",
     "Link ID": "link_id",
-    "Block": "block",
+    "Blocks": "blocks",
+    "Repair Symbols": "repair_symbols",
+    "Key ID": "key_id",
     "Epoch": "epoch",
     "Sequence": "sequence",
     "Message": "message",
     "Message Length": "message_bytes",
-    "Index": "index",
-    "Source Symbols": "source_symbols",
-    "Repair Symbols": "repair_symbols",
-    "Reserved": "reserved",
+    "Symbol": "symbol",
 }
 ANNOUNCEMENT_FIELDS = {
     "Previous Epoch": "previous_epoch",
@@ -59,7 +58,6 @@ ANNOUNCEMENT_FIELDS = {
     "FEC Source Symbols": "fec_source_symbols",
     "FEC Repair Symbols": "fec_repair_symbols",
     "Phase": "phase",
-    "Key ID": "key_id",
     "Reserved": "reserved",
 }
 
@@ -95,7 +93,7 @@ def test_each_field_is_where_the_specification_says(
     cls: type[Header] | type[Announcement], name: str, offset: int, size: int, total: int
 ) -> None:
     zero = dict.fromkeys(attrs.fields_dict(cls), 0)
-    value = 0x0102030405060708 >> (64 - 8 * size)
+    value = int.from_bytes(range(1, size + 1), "big")
     packed = cls(**(zero | {name: value})).pack()
     assert packed == bytes(offset) + value.to_bytes(size, "big") + bytes(total - offset - size)
     assert getattr(cls.unpack(packed), name) == value
@@ -134,14 +132,14 @@ def test_a_run_is_well_formed_if_each_of_it_is(data: st.DataObject) -> None:
         message=data.draw(st.integers(0, 12)),
         symbol_bytes=data.draw(st.integers(0, 3)),
         message_bytes=data.draw(st.integers(30, 40)),
-        block=data.draw(st.integers(0, 12)),
-        index=data.draw(st.integers(0, 12)),
-        source_symbols=data.draw(st.integers(0, 12)),
-        repair_symbols=data.draw(st.integers(0, 3)),
+        blocks=data.draw(st.integers(0, 12)),
+        repair_symbols=data.draw(st.one_of(st.integers(0, 3), st.integers(230, 255))),
+        symbol=data.draw(st.integers(0, 40)),
     )
     count = data.draw(st.integers(1, 8))
     each = [
-        attrs.evolve(header, sequence=header.sequence + i, index=header.index + i).well_formed(2) for i in range(count)
+        attrs.evolve(header, sequence=header.sequence + i, symbol=header.symbol + i).well_formed(2)
+        for i in range(count)
     ]
     assert header.well_formed(2, count) is all(each)
 
@@ -157,7 +155,8 @@ def test_a_layout_shows_the_bytes_of_its_slab() -> None:
         assert bytes(rows.header_bytes[i]) == datagram[:48]
         assert bytes(rows.payloads[i]) == datagram[48:-8]
         assert bytes(rows.covered[i]) == datagram[:-8]
-        assert (rows.sequences[i], rows.indexes[i]) == (header.sequence, header.index)
+        assert (rows.sequences[i], rows.symbols[i]) == (header.sequence, header.symbol)
+        assert rows.last_words[i] == header.message_bytes << 32 | header.symbol
         assert rows.checks[i] == xxh3_64_intdigest(datagram[:-8])
         assert rows.words[i].tobytes() == datagram[:48]
     assert bytes(rows.flat) == b"".join(datagrams) == bytes(rows_of.bytes)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from tests.spec.fec_vectors import codes
 from tests.spec.frame_vectors import frames
 from tests.spec.message_vectors import cuts, messages
 from tests.spec.requirements import REQUIREMENTS_JSON, read_all, untested
@@ -18,7 +19,7 @@ from tests.spec.vectors import FILES, VECTORS, as_json
 
 def vector_files() -> Iterator[tuple[Path, str]]:
     """The vectors and their schemas, as they ought to be."""
-    for name, content in (("frames", frames()), ("messages", messages()), ("cuts", cuts())):
+    for name, content in (("frames", frames()), ("messages", messages()), ("cuts", cuts()), ("fec", codes())):
         yield VECTORS / f"{name}.json", as_json(content)
         yield VECTORS / f"{name}.schema.json", as_json(msgspec.json.schema(FILES[name]))
 

@@ -18,7 +18,7 @@ REASSEMBLY_BYTES_MAX = 1 << 20
 TOP = SEQUENCE_LIMIT - 1
 TOP_8, TOP_16, TOP_32, TOP_64 = 2**8 - 1, 2**16 - 1, 2**32 - 1, 2**64 - 1
 
-SYMBOL_FIELDS = ("symbol_bytes", "block", "message", "message_bytes", "index", "source_symbols", "repair_symbols")
+SYMBOL_FIELDS = ("symbol_bytes", "blocks", "repair_symbols", "message", "message_bytes", "symbol")
 """Zero in all but Data."""
 
 
@@ -90,19 +90,21 @@ def _announcements() -> dict[str, bytes]:
             security_mode=TOP_8,
             fec_source_symbols=TOP_8,
             fec_repair_symbols=TOP_8,
-            key_id=TOP_32,
         ),
         "shutdown": Session(epoch=10, sequence=12, messages=9, records=9).shutdown(),
     }
 
 
 def _data() -> dict[str, bytes]:
+    repaired = Session(epoch=20, symbol_bytes=40, block_symbols=2, repair_symbols=1).message(bytes(range(160)))
     five = Session(epoch=20, symbol_bytes=40, block_symbols=2, sequence=7).message(bytes(range(160)))
     return {
         "data: a message of one symbol": Session(epoch=20, symbol_bytes=200).message(b"one")[0],
         "data: the shortest message": Session(epoch=20).symbols(message_of(b"", record_count=0))[0],
         **{f"data: symbol {i} of {len(five)}, in blocks of 2": datagram for i, datagram in enumerate(five)},
-        "data: a source symbol of a block with repair symbols": with_header(five[0], repair_symbols=254),
+        "data: a source symbol of a message with repair symbols": with_header(five[0], repair_symbols=253),
+        **{f"data: repair symbol {i - 5} of 3 blocks": repaired[i] for i in (5, 7)},
+        "data: as many blocks as symbols": with_header(five[0], blocks=len(five)),
         "data: a message of positions": Session(epoch=20, symbol_bytes=200).positions(Run("a", 0, 41, 41, 41, 0))[0],
         "data: largest epoch, sequence and message": with_header(five[0], epoch=TOP_64, sequence=TOP, message=TOP),
     }
@@ -141,12 +143,14 @@ def _dropped_at_once() -> dict[str, tuple[DropReason, bytes]]:
         "type 5": (why.UNKNOWN_TYPE, with_header(data, type=5)),
         "an undefined flag": (why.UNKNOWN_TYPE, with_header(beat, flags=0x8000)),
         "a key phase without a seal": (why.UNKNOWN_TYPE, with_header(data, flags=Flag.KEY_PHASE)),
-        "an unknown type and fields that contradict each other": (why.UNKNOWN_TYPE, with_header(data, type=5, index=9)),
+        "an unknown type and fields that contradict each other": (
+            why.UNKNOWN_TYPE,
+            with_header(data, type=5, symbol=9),
+        ),
         "a message longer than the receiver's limit": (
             why.OVER_LIMIT,
-            with_header(data, message_bytes=MESSAGE_BYTES_MAX + 1),
+            with_header(data, message_bytes=MESSAGE_BYTES_MAX + 1, blocks=7),
         ),
-        "a repair symbol, where they are not decoded": (why.NOT_NEEDED, with_header(data, index=2, repair_symbols=2)),
     }
 
 
@@ -157,7 +161,7 @@ def _flipped(datagram: bytes, offset: int) -> bytes:
 def _bad_data() -> dict[str, bytes]:
     """A datagram for each condition of GC-WIRE-7."""
     data = Session(epoch=20, symbol_bytes=40, sequence=5).message(bytes(9))[0]
-    alone = with_header(data, source_symbols=1)
+    alone = with_header(data, blocks=1)
     return {
         "data: epoch 0": with_header(data, epoch=0),
         "data: sequence 2^63": with_header(data, sequence=TOP + 1),
@@ -169,15 +173,16 @@ def _bad_data() -> dict[str, bytes]:
         "data: a byte too many, with a check that fits": with_payload(data, data[48:-8] + b"\0"),
         "data: a message of 32 bytes": with_header(alone, message_bytes=32),
         "data: a message of no bytes": with_header(alone, message_bytes=0),
-        "data: a block without source symbols": with_header(data, source_symbols=0, repair_symbols=2),
-        "data: a block of 257 symbols": with_header(data, repair_symbols=255),
-        "data: an index behind the source symbols": with_header(data, index=2),
-        "data: an index behind the repair symbols": with_header(data, index=4, repair_symbols=2),
-        "data: a block behind the message": with_header(data, block=2),
-        "data: a block that ends behind the message": with_header(data, block=1),
-        "data: largest block": with_header(data, block=TOP_32),
+        "data: no blocks": with_header(data, blocks=0, repair_symbols=2),
+        "data: more blocks than source symbols": with_header(data, blocks=3),
+        "data: most blocks that fit the field": with_header(data, blocks=TOP_16),
+        "data: a block of 256 symbols": with_header(data, repair_symbols=254),
+        "data: a block of 256 source symbols": with_header(data, message_bytes=256 * 40),
+        "data: a symbol behind the source symbols": with_header(data, symbol=2),
+        "data: a symbol behind the repair symbols": with_header(data, symbol=4, repair_symbols=2),
+        "data: largest symbol": with_header(data, symbol=TOP_32),
         "data: a message above the sequence": with_header(data, message=6),
-        "data: a reserved field": with_header(data, reserved=1),
+        "data: a key id without a seal": with_header(data, key_id=1),
     }
 
 
@@ -196,8 +201,8 @@ def _bad_announcements() -> dict[str, bytes]:
         "heartbeat: cut short, with a check that fits": with_payload(beat, beat[48:-9]),
         "heartbeat: a byte too many, with a check that fits": with_payload(beat, beat[48:-8] + b"\0"),
         **{f"heartbeat: {name} is not zero": with_header(beat, **{name: 1}) for name in SYMBOL_FIELDS},
-        "heartbeat: a reserved header field": with_header(beat, reserved=1),
-        "startup: a reserved header field": with_header(beat, type=DatagramType.STARTUP, reserved=255),
+        "heartbeat: a key id without a seal": with_header(beat, key_id=1),
+        "startup: a key id without a seal": with_header(beat, type=DatagramType.STARTUP, key_id=255),
         "shutdown: a field of data": with_header(beat, type=DatagramType.SHUTDOWN, message=1),
         "heartbeat: more messages than datagrams": saying(messages_sent=6),
         "heartbeat: a previous epoch that is not before": saying(previous_epoch=10),
@@ -212,11 +217,12 @@ def _bad_announcements() -> dict[str, bytes]:
 def _dropped_after_others() -> list[tuple[str, DropReason, bytes, list[bytes]]]:
     """Reasons that depend on what was heard before."""
     why = DropReason
+    repaired = Session(epoch=20, symbol_bytes=40, repair_symbols=2).message(bytes(9))
     session = Session(epoch=20, symbol_bytes=40)
     startup = session.startup()
     first, second = session.message(bytes(9))
     copy = with_header(first, sequence=9)
-    over_limit = with_header(first, sequence=9, message=1, message_bytes=MESSAGE_BYTES_MAX + 1)
+    over_limit = with_header(first, sequence=9, message=1, message_bytes=MESSAGE_BYTES_MAX + 1, blocks=7)
     other = Session(epoch=30, previous_epoch=10)
     successor = Session(epoch=21, previous_epoch=20).startup()
     longer = with_header(second, message_bytes=79)
@@ -237,8 +243,17 @@ def _dropped_after_others() -> list[tuple[str, DropReason, bytes, list[bytes]]]:
         ("an over-long message, at a sequence received before", why.DUPLICATE, over_limit, [startup, copy]),
         ("an over-long message, after another was delivered", why.OVER_LIMIT, over_limit, [startup, first, second]),
         ("another length of a message", why.INCONSISTENT_MESSAGE, longer, [startup, first]),
+        ("other blocks of a message", why.INCONSISTENT_MESSAGE, with_header(second, blocks=2), [startup, first]),
         ("another cut of a message", why.INCONSISTENT_MESSAGE, shorter, [startup, first]),
         ("a symbol again, at another sequence", why.NOT_NEEDED, copy, [startup, first]),
+        (
+            "other repair symbols of a message",
+            why.INCONSISTENT_MESSAGE,
+            with_header(repaired[1], sequence=9),
+            [startup, first],
+        ),
+        ("a repair symbol of a delivered message", why.NOT_NEEDED, repaired[2], repaired[:2]),
+        ("a source symbol of a message that was rebuilt", why.NOT_NEEDED, repaired[1], [repaired[0], repaired[2]]),
         ("a symbol of a delivered message", why.NOT_NEEDED, copy, [startup, first, second]),
         (
             "a symbol of a message from before the egress joined",

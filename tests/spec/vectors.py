@@ -95,10 +95,35 @@ class Cuts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cuts: list[CutOfMessage]
 
 
-FILES: dict[str, type[Frames | Messages | Cuts]] = {"frames": Frames, "messages": Messages, "cuts": Cuts}
+class Code(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The symbols of a message, and losses that can be made good."""
+
+    name: str
+    blocks: int
+    repair_symbols: int
+    """Of each block."""
+    source_hex: list[str]
+    repair_hex: list[str]
+    """In the order of their numbers."""
+    lost: list[int]
+    """Numbers of symbols, source and repair, without which the source symbols are rebuilt."""
+
+
+class Codes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """fec.json."""
+
+    codes: list[Code]
+
+
+FILES: dict[str, type[Frames | Messages | Cuts | Codes]] = {
+    "frames": Frames,
+    "messages": Messages,
+    "cuts": Cuts,
+    "fec": Codes,
+}
 """What is in each `NAME.json`; `NAME.schema.json` says the same as a JSON schema."""
 
-T = TypeVar("T", Frames, Messages, Cuts)
+T = TypeVar("T", Frames, Messages, Cuts, Codes)
 
 
 def read(kind: type[T], name: str) -> T:

@@ -27,9 +27,12 @@ from tests.protocol.machine.ledger import plain_run
 from tests.protocol.machine.oracle import EgressLimits, ReceiverOracle, Stored
 
 
-def charge(symbols: int, symbol_bytes: int) -> int:
-    """How the core counts the memory of a message: its symbols, and a byte each to tell whether it is there."""
-    return symbols * (symbol_bytes + 1)
+def charge(cut: tuple[int, ...]) -> int:
+    """How the core counts the memory of a message: its symbols, a byte each to tell whether it is there, and two for
+    each block."""
+    message_bytes, symbol_bytes, blocks, repair_symbols = cut
+    symbols = -(-message_bytes // symbol_bytes) + blocks * repair_symbols
+    return symbols * (symbol_bytes + 1) + 2 * blocks
 
 
 class Egress:
@@ -106,6 +109,8 @@ class Egress:
         assert (receiver.next_message, receiver.next_record) == (owed.next, owed.records_seen)
         assert (receiver.epoch, receiver.state.value) == (owed.followed, owed.state)
         assert receiver.conflict == owed.conflict, "GC-SESS-11"
+        counts = receiver.counters
+        assert (counts.messages_rebuilt, counts.symbols_rebuilt) == (owed.messages_rebuilt, owed.symbols_rebuilt)
         assert receiver.silent_s(now_s) == owed.now - owed.last_heard
         assert (receiver.held_bytes, receiver.held_messages) == (owed.held_bytes, len(owed.held))
         assert receiver.held_bytes <= self.limits.reassembly_bytes_max, "GC-LIM-1"

@@ -22,26 +22,26 @@ CHANGED_FIELDS: dict[str, dict[str, int]] = {
     "sealed": {"flags": 1},
     "unknown type": {"type": 9},
     "unknown flag": {"flags": 4},
-    "reserved": {"reserved": 1},
+    "key without seal": {"key_id": 1},
     "epoch 0": {"epoch": 0},
     "sequence": {"sequence": 2**63},
 }
 CHANGED_SYMBOL_FIELDS: dict[str, dict[str, int]] = {
-    "no source symbols": {"source_symbols": 0},
-    "too many symbols": {"repair_symbols": 255, "source_symbols": 2},
-    "index": {"index": 255},
-    "block": {"block": 2**31},
+    "no blocks": {"blocks": 0},
+    "more blocks than symbols": {"blocks": 2**16 - 1},
+    "too many repair symbols": {"repair_symbols": 255},
+    "symbol behind the last": {"symbol": 2**32 - 1},
     "short message": {"message_length": 32},
     "message above sequence": {"message": 2**62},
     "symbol length": {"symbol_length": 1},
 }
-CHANGED_ANNOUNCEMENTS: dict[str, dict[str, int]] = {
+CHANGED_ANNOUNCEMENTS: dict[str, dict[str, Any]] = {
     "no heartbeat": {"heartbeat_interval": 0},
     "short timeout": {"interruption_timeout": 1},
     "phase": {"phase": 9},
     "previous epoch": {"previous_epoch": 2**64 - 1},
     "messages above sequence": {"messages_sent": 2**40},
-    "reserved word": {"reserved": 1},
+    "reserved field": {"reserved": bytes(11) + b"\1"},
 }
 INJECTIONS = ("foreign", "noise", *CHANGED_FIELDS, *CHANGED_SYMBOL_FIELDS, *CHANGED_ANNOUNCEMENTS)
 

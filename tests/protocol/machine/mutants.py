@@ -48,7 +48,9 @@ Mutant: TypeAlias = Callable[[Patch], None]
 
 def a_message_without_its_last_symbol_is_complete(patch: Patch) -> None:
     def complete(self: Any) -> bool:
-        return bool(self.arrived >= max(1, len(self.symbols) - 1))
+        if self._patchwork is not None:
+            return bool(self._patchwork.needs.sum() <= 1)
+        return bool(self._in_front >= max(1, len(self.symbols) - 1))
 
     patch.setattr(reassembler._Partial, "complete", property(complete))
 
@@ -150,12 +152,11 @@ def the_headers_of_ip_are_forgotten(patch: Patch) -> None:
     patch.setattr(SenderSettings, "datagram_bytes_max", property(lambda self: self.mtu_bytes))
 
 
-def an_index_beyond_the_block_is_taken(patch: Patch) -> None:
+def a_symbol_behind_the_last_is_taken(patch: Patch) -> None:
     well_formed = Header.well_formed
 
     def lax(self: Header, payload_bytes: int, count: int = 1) -> bool:
-        symbols = self.source_symbols + self.repair_symbols
-        return well_formed(attrs.evolve(self, index=min(self.index, max(0, symbols - count))), payload_bytes, count)
+        return well_formed(attrs.evolve(self, symbol=0), payload_bytes, 1)
 
     patch.setattr(Header, "well_formed", lax)
 
@@ -328,8 +329,8 @@ def a_symbol_that_contradicts_is_taken(patch: Patch) -> None:
 
     def lax(self: Reassembler, header: Header, payloads: NDArray[np.uint8], now_s: float) -> Any:
         held = self._held.get(header.message)
-        if held is not None and held.symbol_bytes == header.symbol_bytes:
-            header = attrs.evolve(header, message_bytes=held.message_bytes)
+        if held is not None and held.cut[1:] == (header.symbol_bytes, header.blocks, header.repair_symbols):
+            header = attrs.evolve(header, message_bytes=held.cut[0])
         return add(self, header, payloads, now_s)
 
     patch.setattr(Reassembler, "add", lax)

@@ -5,7 +5,8 @@ have happened. It keeps everything that it ever heard in plain lists and diction
 time, so that it shares no short cut with the core: no windows, bursts, heaps, grids or ranges. `SenderOracle` reads
 what a `LinkSender` sends and fails where that is not as specified.
 
-Nothing of `gapconn.protocol` is imported here. Names are those of `spec/registry.toml`.
+Nothing of `gapconn.protocol` is imported here; the code of fec.md is in `tests.protocol.galois`. Names are those of
+`spec/registry.toml`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import attrs
 import msgspec
 from xxhash import xxh3_64_digest
 
+from tests.protocol import galois
+
 Event: TypeAlias = tuple[Any, ...]
 """Its kind and what it says, for example `("lost", epoch, first, last, cause)`."""
 StreamPartition: TypeAlias = tuple[str, int]
@@ -29,8 +32,8 @@ STARTUP, DATA, HEARTBEAT, SHUTDOWN = 1, 2, 3, 4
 ANNOUNCING, ACTIVE, CLOSING = 1, 2, 3
 BATCH, POSITIONS = 1, 2
 
-HEADER = struct.Struct(">HBBHHIIQQQIBBBB")
-ANNOUNCEMENT = struct.Struct(">QQQQIIIHHBBBBIQ")
+HEADER = struct.Struct(">HBBHHIHBBQQQII")
+ANNOUNCEMENT = struct.Struct(">QQQQIIIHHBBBB12s")
 ENVELOPE = struct.Struct(">B3sIQI4s")
 
 
@@ -44,15 +47,14 @@ class Datagram:
     flags: int
     symbol_length: int
     link_id: int
-    block: int
+    blocks: int
+    repair_symbols: int
+    key_id: int
     epoch: int
     sequence: int
     message: int
     message_length: int
-    index: int
-    source_symbols: int
-    repair_symbols: int
-    reserved: int
+    symbol: int
 
     @classmethod
     def read(cls, raw: bytes) -> Datagram:
@@ -85,8 +87,7 @@ class Announcement:
     fec_source_symbols: int
     fec_repair_symbols: int
     phase: int
-    key_id: int
-    reserved: int
+    reserved: bytes = bytes(12)
 
     @classmethod
     def read(cls, payload: bytes) -> Announcement:
@@ -127,28 +128,27 @@ class Message:
 
 def malformed(d: Datagram, payload: bytes) -> bool:
     """GC-WIRE-7, GC-WIRE-9."""
-    if d.epoch == 0 or d.sequence >= 2**63 or d.reserved:
+    if d.epoch == 0 or d.sequence >= 2**63 or d.key_id:
         return True
     if d.type == DATA:
         return not (
             1 <= d.symbol_length == len(payload)
             and d.message_length >= 33
-            and d.source_symbols >= 1
-            and d.source_symbols + d.repair_symbols <= 256
-            and d.index < d.source_symbols + d.repair_symbols
-            and d.block + d.source_symbols <= d.symbols()
+            and 1 <= d.blocks <= d.symbols()
+            and -(-d.symbols() // d.blocks) + d.repair_symbols <= 255
+            and d.symbol < d.symbols() + d.repair_symbols * d.blocks
             and d.message <= d.sequence
         )
     if len(payload) != 64:
         return True
     a = Announcement.read(payload)
     return (
-        any((d.symbol_length, d.block, d.message, d.message_length, d.index, d.source_symbols, d.repair_symbols))
+        any((d.symbol_length, d.blocks, d.repair_symbols, d.message, d.message_length, d.symbol))
         or a.messages_sent > d.sequence
         or a.previous_epoch >= d.epoch
         or not 1 <= a.heartbeat_interval <= a.interruption_timeout
         or a.phase not in (ANNOUNCING, ACTIVE, CLOSING)
-        or a.reserved != 0
+        or any(a.reserved)
     )
 
 
@@ -182,17 +182,40 @@ class Stored:
 class _Incomplete:
     """Symbols of a message, by their place in it."""
 
-    message_length: int
-    symbol_length: int
+    cut: tuple[int, ...]
+    """What all its symbols say alike: message length, symbol length, blocks, repair symbols."""
     symbols: int
+    """Source symbols."""
     present: dict[int, bytes] = attrs.field(factory=dict)
+    of_block: Counter[int] = attrs.field(factory=Counter)
+    """How many symbols of each block are present."""
+
+    def add(self, number: int, symbol: bytes) -> None:
+        self.present[number] = symbol
+        self.of_block[(number if number < self.symbols else number - self.symbols) % self.cut[2]] += 1
 
     @property
     def complete(self) -> bool:
-        return len(self.present) == self.symbols
+        """GC-FEC-3: each block has as many symbols as source symbols."""
+        _, _, blocks, _ = self.cut
+        return all(self.of_block[b] >= -(-(self.symbols - b) // blocks) for b in range(blocks))
+
+    @property
+    def missing(self) -> int:
+        """Source symbols that have to be rebuilt."""
+        return sum(number not in self.present for number in range(self.symbols))
 
     def bytes(self) -> bytes:
-        return b"".join(self.present[i] for i in range(self.symbols))[: self.message_length]
+        """The message. Of repair symbols that are not all needed, those with the lowest numbers are used: where none
+        is wrong, that makes no difference."""
+        length, _, blocks, repair_symbols = self.cut
+        symbols: list[bytes] = [b""] * self.symbols
+        for b in range(blocks):
+            block = [self.present.get(number) for number in range(b, self.symbols, blocks)]
+            repair = {r: self.present.get(self.symbols + r * blocks + b) for r in range(repair_symbols)}
+            there = [(r, symbol) for r, symbol in repair.items() if symbol is not None]
+            symbols[b::blocks] = galois.rebuilt_block(block, dict(there[: block.count(None)]))
+        return b"".join(symbols)[:length]
 
 
 class ReceiverOracle:
@@ -200,14 +223,19 @@ class ReceiverOracle:
 
     Args:
         limits: What the egress is configured to do.
-        charge: What a message of so many symbols of so many bytes takes of `reassembly_bytes_max`. How memory is
+        charge: What a message with such a cut (see `_Incomplete`) takes of `reassembly_bytes_max`. How memory is
             counted is the implementation's affair, so the oracle is told.
         now_s: The time.
         stored: The stored state of an earlier life.
     """
 
     def __init__(
-        self, limits: EgressLimits, charge: Callable[[int, int], int], *, now_s: float, stored: Stored | None = None
+        self,
+        limits: EgressLimits,
+        charge: Callable[[tuple[int, ...]], int],
+        *,
+        now_s: float,
+        stored: Stored | None = None,
     ) -> None:
         self.limits = limits
         self.charge = charge
@@ -216,6 +244,8 @@ class ReceiverOracle:
         self.events: list[Event] = []
         self.dropped: Counter[str] = Counter()
         self.used = 0
+        self.messages_rebuilt = 0
+        self.symbols_rebuilt = 0
         # Who has the link (spec/session.md).
         self.followed = stored.epoch if stored else 0
         self.state = "waiting"
@@ -266,7 +296,7 @@ class ReceiverOracle:
 
     @property
     def held_bytes(self) -> int:
-        return sum(self.charge(m.symbols, m.symbol_length) for m in self.held.values())
+        return sum(self.charge(m.cut) for m in self.held.values())
 
     def next_timer(self) -> tuple[float, str] | None:
         """The next thing that time brings."""
@@ -501,23 +531,20 @@ class ReceiverOracle:
             self._tell("ended", d.epoch, said.messages_sent, said.records_sent)
 
     def _symbol(self, d: Datagram, payload: bytes) -> str | None:
-        size = self.charge(d.symbols(), d.symbol_length)
+        cut = (d.message_length, d.symbol_length, d.blocks, d.repair_symbols)
+        size = self.charge(cut)
         if d.message_length > self.limits.message_bytes_max or size > self.limits.reassembly_bytes_max:
             self._sent_below(d.message + 1)  # this one is missing for good
             return "over_limit"
         self._sent_below(d.message)
         message = self.held.get(d.message)
-        if message is not None and (message.message_length, message.symbol_length) != (
-            d.message_length,
-            d.symbol_length,
-        ):
+        if message is not None and message.cut != cut:
             return "inconsistent_message"
         if message is None and d.message >= self.next and self._make_room(d.message, size):
-            message = self.held[d.message] = _Incomplete(d.message_length, d.symbol_length, d.symbols())
-        place = d.block + d.index
-        if message is None or d.index >= d.source_symbols or place in message.present:
+            message = self.held[d.message] = _Incomplete(cut, d.symbols())
+        if message is None or message.complete or d.symbol in message.present:
             return "not_needed"
-        message.present[place] = payload
+        message.add(d.symbol, payload)
         self._deliver_ready()
         return None
 
@@ -551,10 +578,13 @@ class ReceiverOracle:
     def _deliver_ready(self) -> None:
         while self.next in self.held and self.held[self.next].complete:
             number, self.next = self.next, self.next + 1
-            message = Message.open(self.held.pop(number).bytes())
+            symbols = self.held.pop(number)
+            message = Message.open(symbols.bytes())
             if message is None:
                 self._tell("lost", self.session, number, number, "damaged")
                 continue
+            self.messages_rebuilt += symbols.missing > 0
+            self.symbols_rebuilt += symbols.missing
             self._account_records(message.first_record)
             self.records_seen = message.first_record + message.record_count
             self._tell(
@@ -618,6 +648,7 @@ class SenderOracle:
         epoch: Of the session.
         previous_epoch: From the stored state; 0 without.
         mtu: As configured; IPv4.
+        repair_share: As configured, in hundredths of a percent.
         heartbeat_s: The heartbeat interval.
         timeout_s: The interruption timeout.
         now_s: When the session begins.
@@ -631,6 +662,7 @@ class SenderOracle:
         epoch: int,
         previous_epoch: int,
         mtu: int,
+        repair_share: int,
         heartbeat_s: float,
         timeout_s: float,
         now_s: float,
@@ -641,6 +673,7 @@ class SenderOracle:
         self.epoch = epoch
         self.previous_epoch = previous_epoch
         self.mtu = mtu
+        self.repair_share = repair_share
         self.heartbeat_s = heartbeat_s
         self.timeout_s = timeout_s
         self.began = now_s
@@ -653,9 +686,11 @@ class SenderOracle:
         """When it last said anything of itself."""
         self._first_said: Announcement | None = None
         self._symbols: list[bytes] = []
+        self._unfinished: list[Message] = []
+        """The message whose repair symbols are still to come; it may have arrived already."""
         self._chains: OrderedDict[StreamPartition, PlainRun] = OrderedDict()
         """The last run of each stream partition that is remembered, the latest last."""
-        self._block = (0, 0)
+        self._cut = (0, 0, 0)
         self._unsummarised: dict[StreamPartition, int] = {}
         self._last_batch_s: float | None = None
 
@@ -664,7 +699,7 @@ class SenderOracle:
         assert len(raw) <= self.mtu - 28, "GC-WIRE-6"
         d = Datagram.read(raw)
         payload = raw[48:-8]
-        assert (d.magic, d.version, d.flags, d.reserved, d.repair_symbols) == (0x4743, 1, 0, 0, 0), "GC-WIRE-1"
+        assert (d.magic, d.version, d.flags, d.key_id) == (0x4743, 1, 0, 0), "GC-WIRE-1"
         assert (d.link_id, d.epoch) == (self.link_id, self.epoch), "GC-WIRE-1"
         assert xxh3_64_digest(raw[:-8]) == raw[-8:], "GC-WIRE-2"
         assert d.sequence == self.types.total(), "GC-WIRE-5"
@@ -681,11 +716,16 @@ class SenderOracle:
     def _read_announcement(self, kind: int, said: Announcement, now_s: float) -> None:
         first = self._first_said = self._first_said or said
         assert said.previous_epoch == self.previous_epoch, "GC-SESS-2"
-        assert (said.messages_sent, said.records_sent) == (len(self.messages), self.records)
+        assert said.messages_sent == len(self.messages) - len(self._unfinished)
+        assert said.records_sent == self.records - sum(message.record_count for message in self._unfinished)
         assert attrs.astuple(said)[4:12] == attrs.astuple(first)[4:12], "GC-WIRE-8"
         assert (said.heartbeat_interval, said.interruption_timeout) == (self.heartbeat_s * 1000, self.timeout_s * 1000)
         assert (said.mtu, said.symbol_length_max) == (self.mtu, self.mtu - 28 - 56)
-        assert (said.security_mode, said.fec_source_symbols, said.fec_repair_symbols, said.key_id) == (0, 0, 0, 0)
+        assert said.security_mode == 0
+        block, repair = said.fec_source_symbols, said.fec_repair_symbols
+        assert (block > 0) == (repair > 0) == (self.repair_share > 0)
+        assert repair * 10_000 >= block * self.repair_share, "GC-FEC-5"
+        assert block + repair <= 255
         if kind == SHUTDOWN:
             assert said.phase == CLOSING, "GC-SESS-4"
             assert not self._unsummarised, "GC-DLV-17"
@@ -698,17 +738,27 @@ class SenderOracle:
 
     def _read_symbol(self, d: Datagram, payload: bytes, now_s: float) -> None:
         assert self.previous_epoch or now_s >= self.began + self.timeout_s, "GC-SESS-3"
-        assert d.message == len(self.messages), "GC-DLV-2"
-        assert d.block + d.index == len(self._symbols), "GC-DLV-2"
+        assert d.message == len(self.messages) - len(self._unfinished), "GC-DLV-2"
+        assert d.symbol == len(self._symbols), "GC-DLV-2"
         at_least = -(-d.message_length // (self.mtu - 28 - 56))
         assert d.symbol_length == -(-d.message_length // at_least), "GC-DLV-2"
-        if d.index == 0:
-            self._block = (d.block, d.source_symbols)
-        assert (d.block, d.source_symbols) == self._block, "GC-DLV-2"
-        assert d.index < d.source_symbols, "GC-DLV-2"
+        self._cut = self._cut if d.symbol else (d.message_length, d.blocks, d.repair_symbols)
+        assert (d.message_length, d.blocks, d.repair_symbols) == self._cut, "GC-DLV-2"
+        assert self._first_said is not None
+        assert d.blocks == -(-d.symbols() // (self._first_said.fec_source_symbols or 255)), "GC-FEC-1"
+        assert d.repair_symbols * 10_000 >= -(-d.symbols() // d.blocks) * self.repair_share, "GC-FEC-5"
+        assert d.repair_symbols <= self._first_said.fec_repair_symbols
         self._symbols.append(payload)
-        if len(self._symbols) < d.symbols():
-            return
+        if len(self._symbols) == d.symbols():
+            self._read_message(d, now_s)
+        if len(self._symbols) == d.symbols() + d.blocks * d.repair_symbols:
+            source, repair = self._symbols[: d.symbols()], self._symbols[d.symbols() :]
+            assert repair == galois.repair_of(source, d.blocks, d.repair_symbols), "GC-FEC-2"
+            self._symbols = []
+            self._unfinished = []
+
+    def _read_message(self, d: Datagram, now_s: float) -> None:
+        """All source symbols were sent."""
         joined = b"".join(self._symbols)
         assert not any(joined[d.message_length :]), "GC-DLV-2"
         message = Message.open(joined[: d.message_length])
@@ -731,6 +781,6 @@ class SenderOracle:
                 assert chain == [*before[6:]]
         while len(self._chains) > self.positions_tracked_max and next(iter(self._chains)) not in self._unsummarised:
             self._chains.popitem(last=False)
-        self._symbols = []
+        self._unfinished = [message]
         self.messages.append(message)
         self.records += message.record_count

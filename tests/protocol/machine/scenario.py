@@ -19,6 +19,7 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True):
     reassembly_bytes_max: int = 1 << 20
     message_bytes_max: int = SENT_MESSAGE_BYTES_MAX
     burst_max: int = 64
+    repair_share: int = 0
 
 
 class Scenario(msgspec.Struct, forbid_unknown_fields=True):

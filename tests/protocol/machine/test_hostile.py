@@ -50,7 +50,7 @@ rarely = st.sampled_from([0] * 99 + [1])
 
 @st.composite
 def symbols(draw: st.DrawFn) -> list[bytes]:
-    """Some symbols, each with the sequence and the index one higher than the one before."""
+    """Some symbols, each with the sequence and the symbol one higher than the one before."""
     payload = draw(
         st.sampled_from(
             [EMPTY_MESSAGE, EMPTY_MESSAGE, EMPTY_MESSAGE, bytes(33), bytes(17), bytes(16), bytes(64), b"x", b""]
@@ -63,19 +63,18 @@ def symbols(draw: st.DrawFn) -> list[bytes]:
         flags=draw(rarely) * draw(st.sampled_from([1, 2, 3, 4, 0x8000])),
         symbol_length=len(payload) + draw(rarely),
         link_id=LINK_ID + draw(rarely),
-        block=draw(st.sampled_from([0] * 9 + [1, 2, 255, 2**32 - 1])),
+        blocks=draw(st.sampled_from([1] * 9 + [2, 3, 4, 7, 255, 2**16 - 1, 0])),
+        repair_symbols=draw(st.sampled_from([0] * 9 + [1, 2, 254, 255])),
+        key_id=draw(rarely),
         epoch=draw(epochs),
         sequence=draw(sequences),
         message=draw(st.one_of(st.integers(0, 6), st.integers(0, 20), st.sampled_from([40, 500, 2**63, 2**64 - 1]))),
         message_length=draw(st.sampled_from([33, 33, 33, 33, 34, 64, 100, 400, 400, 900, 1_999, 2_001, 2**32 - 1, 32])),
-        index=draw(st.sampled_from([0] * 9 + [1, 1, 2, 3, 253, 254, 255])),
-        source_symbols=draw(st.sampled_from([1] * 9 + [2, 2, 3, 4, 7, 254, 255, 0])),
-        repair_symbols=draw(st.sampled_from([0] * 9 + [1, 2, 255])),
-        reserved=draw(rarely),
+        symbol=draw(st.sampled_from([0] * 9 + [1, 1, 2, 3, 24, 253, 254, 255, 2**32 - 1])),
     )
     made = []
     for step in range(draw(st.sampled_from([1, 1, 2, 3, 5]))):
-        fields = {"sequence": min(first.sequence + step, 2**64 - 1), "index": (first.index + step) % 256}
+        fields = {"sequence": min(first.sequence + step, 2**64 - 1), "symbol": (first.symbol + step) % 2**32}
         made.append(attrs.evolve(first, **fields).with_payload(payload))
     return made
 
@@ -97,8 +96,7 @@ def announcements(draw: st.DrawFn) -> list[bytes]:
         fec_source_symbols=0,
         fec_repair_symbols=0,
         phase=draw(st.sampled_from([1, 2, 2, 3] * 5 + [0, 255])),
-        key_id=0,
-        reserved=draw(rarely),
+        reserved=bytes([draw(rarely)]).rjust(12, b"\0"),
     )
     header = Datagram(
         magic=0x4743,
@@ -107,15 +105,14 @@ def announcements(draw: st.DrawFn) -> list[bytes]:
         flags=0,
         symbol_length=draw(rarely),
         link_id=LINK_ID,
-        block=draw(rarely),
+        blocks=draw(rarely),
+        repair_symbols=0,
+        key_id=draw(rarely),
         epoch=draw(epochs),
         sequence=draw(sequences),
         message=draw(rarely),
         message_length=0,
-        index=draw(rarely),
-        source_symbols=0,
-        repair_symbols=0,
-        reserved=draw(rarely),
+        symbol=draw(rarely),
     )
     payload = said.pack()
     return [header.with_payload(payload + b"x" * draw(rarely))]

@@ -43,7 +43,7 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
         pytest.param(m.unknown_flags_are_ignored, marks=pytest.mark.req("GC-WIRE-4")),
         pytest.param(m.announcements_have_a_sequence_of_their_own, marks=pytest.mark.req("GC-WIRE-5")),
         pytest.param(m.the_headers_of_ip_are_forgotten, marks=pytest.mark.req("GC-WIRE-6")),
-        pytest.param(m.an_index_beyond_the_block_is_taken, marks=pytest.mark.req("GC-WIRE-7")),
+        pytest.param(m.a_symbol_behind_the_last_is_taken, marks=pytest.mark.req("GC-WIRE-7")),
         pytest.param(m.the_announced_timeout_changes, marks=pytest.mark.req("GC-WIRE-8")),
         pytest.param(m.any_announcement_is_well_formed, marks=pytest.mark.req("GC-WIRE-9")),
         pytest.param(m.the_check_of_messages_is_left_out, marks=pytest.mark.req("GC-WIRE-10")),

@@ -120,6 +120,7 @@ class World:
         reassembly_bytes_max: Memory of the egress.
         message_bytes_max: The longest message that the egress takes. Ingresses send up to `SENT_MESSAGE_BYTES_MAX`.
         burst_max: How many equal datagrams the egress is given in one burst at the most.
+        repair_share: Repair symbols that the ingresses send, in hundredths of a percent.
         mark: Called with the name of each noteworthy thing that happens.
     """
 
@@ -129,6 +130,7 @@ class World:
         reassembly_bytes_max: int = 1 << 20,
         message_bytes_max: int = SENT_MESSAGE_BYTES_MAX,
         burst_max: int = 64,
+        repair_share: int = 0,
         mark: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.steps: list[Step] = []
@@ -138,6 +140,7 @@ class World:
         self.ingresses = [Ingress(name) for name in ("north", "south", "east")]
         self._mark = mark
         self._burst_max = burst_max
+        self._repair_share = repair_share
         self._gap = MemoryGap()
         self._overheard: deque[bytes] = deque(maxlen=2_000)
         """Datagrams as they were sent."""
@@ -185,6 +188,7 @@ class World:
                 interruption_timeout_s=TIMEOUT_TICKS * TICK_S,
                 mtu_bytes=mtu,
                 message_bytes_max=SENT_MESSAGE_BYTES_MAX,
+                repair_share=self._repair_share,
             )
         )
         ingress.reads = self.sessions[epoch] = SenderOracle(
@@ -192,6 +196,7 @@ class World:
             epoch=epoch,
             previous_epoch=stored,
             mtu=mtu,
+            repair_share=self._repair_share,
             heartbeat_s=HEARTBEAT_TICKS * TICK_S,
             timeout_s=TIMEOUT_TICKS * TICK_S,
             now_s=self.now_s,
@@ -423,6 +428,7 @@ class World:
             sessions=self.sessions, logs=self._logs, accepted=accepted, saved=self._saved, reach=self._reach
         )
         self._drops_reached: set[str] = set()
+        self._rebuilt = 0
 
     @property
     def receiver(self) -> LinkReceiver:
@@ -488,6 +494,9 @@ class World:
         for ingress in self.ingresses:
             if ingress.running and ingress.reads is not None:
                 assert self.now_s - ingress.reads.last_said_s <= HEARTBEAT_TICKS * TICK_S, "GC-TIME-1"
+        if self.receiver.counters.messages_rebuilt > self._rebuilt:
+            self._rebuilt = self.receiver.counters.messages_rebuilt
+            self._reach("rebuilt")
         for event in self._egress.check(self.now_s):
             self._ledger.enter(event, self._egress.oracle.chains_begun)
         for reason in self._egress.dropped.keys() - self._drops_reached:

@@ -1,0 +1,1 @@
+"""The fastest codec that this machine has, for `gapconn.protocol.fec`."""
