@@ -24,21 +24,26 @@ VALUE_BYTES = 1024
 
 
 @contextlib.contextmanager
-def filled_topic() -> Iterator[tuple[str, str]]:
-    """The address of a broker (the given one, or one that is started for it) and a topic with `RECORDS` records."""
-    with contextlib.ExitStack() as stack:
-        address = os.environ.get(ADDRESS_VARIABLE)
-        if not address:
-            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="gapconn-bench-"))
-            address = stack.enter_context(make_node(Path(directory, "node"))).address
-        topic = _topic(address)
-        _fill(address, topic)
-        yield address, topic
+def running_broker() -> Iterator[str]:
+    """The address of the given broker, or of one that is started for it."""
+    given = os.environ.get(ADDRESS_VARIABLE)
+    if given:
+        yield given
+        return
+    with tempfile.TemporaryDirectory(prefix="gapconn-bench-") as directory, make_node(Path(directory, "node")) as node:
+        yield node.address
+
+
+def filled_topic(address: str) -> str:
+    """A topic with `RECORDS` records."""
+    topic = makemake_topic(address)
+    _fill(address, topic)
+    return topic
 
 
 def carry(address: str, source: str, rate_bps: int) -> Figure:
     """Records per second that a pair copies from the topic `source`, at a rate of its link."""
-    target = _topic(address)
+    target = make_topic(address)
     source_section = (
         f'type = "kafka"\nbootstrap_servers = "{address}"\ntopics = ["{source}"]\ngroup_id = "{uuid.uuid4().hex}"'
     )
@@ -61,7 +66,7 @@ def carry(address: str, source: str, rate_bps: int) -> Figure:
 
 def plain(address: str, source: str) -> Figure:
     """What a careful program does in one process: the whole record, idempotent, acks=all."""
-    target = _topic(address)
+    target = makemake_topic(address)
     consumer = Consumer({"bootstrap.servers": address, "group.id": uuid.uuid4().hex, "auto.offset.reset": "earliest"})
     producer = Producer(
         {"bootstrap.servers": address, "enable.idempotence": True, "linger.ms": 5, "queue.buffering.max.messages": 0}
@@ -91,7 +96,7 @@ def plain(address: str, source: str) -> Figure:
     return Figure(what="plain consume and produce", value=done / (time.monotonic() - started), unit="records/s")
 
 
-def _topic(address: str) -> str:
+def make_topic(address: str) -> str:
     name = f"bench-{uuid.uuid4().hex[:12]}"
     admin = AdminClient({"bootstrap.servers": address})  # it must live as long as its futures
     for created in admin.create_topics([NewTopic(name, PARTITIONS, 1)]).values():

@@ -303,8 +303,9 @@ def _count(found: Comparison, sent: Message, copy: Message, place: str) -> None:
 
 
 def _origin(copy: Message) -> int:
-    offsets = [header[1] for header in copy.headers() or [] if header[0] == "gapconn-offset"]
-    return int(offsets[-1] or -1) if offsets else -1
+    headers: list[Any] = list(copy.headers() or [])
+    origins = [value for name, value in headers if name == "gapconn-origin"]
+    return int(origins[-1].rpartition(b"/")[2]) if origins else -1
 
 
 def _records(address: str, topic: str, partition: int) -> Iterator[Message]:

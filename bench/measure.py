@@ -140,7 +140,7 @@ def lost(egress: dict[str, Any]) -> int:
 
 def rebuilt(egress: dict[str, Any]) -> int:
     """Lost datagrams that an egress has rebuilt from repair symbols, by its status."""
-    return int(egress["received"].get("symbols_rebuilt", 0))
+    return int(egress["received"]["symbols_rebuilt"])
 
 
 def link_sections(*, repair: str | None = None, key_file: Path | None = None) -> str:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import generate_discard, kafka_kafka, lossy, tcp_tcp, udp_latency
+from bench import generate_discard, kafka_kafka, kafka_latency, lossy, tcp_tcp, udp_latency
 from bench.measure import Figure, link_sections
 from bench.quantiles import quantiles
 from bench.relay import relay
@@ -55,7 +55,8 @@ def _tcp(effort: Effort, *, repair: str, mtu_bytes: int = 1500, sealed: bool = F
 
 
 def _kafka(effort: Effort) -> Iterator[Round]:
-    with kafka_kafka.filled_topic() as (address, source):
+    with kafka_kafka.running_broker() as address:
+        source = kafka_kafka.filled_topic(address)
         carry = functools.partial(kafka_kafka.carry, address, source)
         yield from _against(lambda: kafka_kafka.plain(address, source), carry, 800_000_000)
 
@@ -86,6 +87,17 @@ def _udp_latency(effort: Effort) -> Iterator[Round]:
             pair=_latency("udp → udp", pair, got.lost),
             scores={f"{name} added": pair[name] - plain[name] for name in ("p50", "p99")},
         )
+
+
+def _kafka_latency(effort: Effort) -> Iterator[Round]:
+    with kafka_kafka.running_broker() as address:
+        while True:
+            pair, plain = kafka_latency.measure(address, rounds=1, slice_s=2 * effort.seconds)
+            yield Round(
+                plain=_latency("plain loop", {"p50": plain.p50_ms, "p99": plain.p99_ms}, plain.lost),
+                pair=_latency("kafka → kafka", {"p50": pair.p50_ms, "p99": pair.p99_ms}, pair.lost),
+                scores={"ratio of p99": pair.p99_ms / plain.p99_ms},
+            )
 
 
 def _latency(what: str, quantiles_ms: dict[str, float], lost: int) -> Figure:
@@ -138,6 +150,12 @@ ROWS = (
             "p99 added": Floor(limit=2.0, unit=" ms", at_most=True),
         },
         rounds=_udp_latency,
+    ),
+    Row(
+        name="kafka-latency",
+        what="kafka → kafka, 1,000 records of 1 KB a second",
+        floors={"ratio of p99": Floor(limit=2.0, unit=" of the plain loop", at_most=True)},
+        rounds=_kafka_latency,
     ),
     Row(
         name="paced",

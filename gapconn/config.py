@@ -89,8 +89,8 @@ def _three_heartbeats(link: Link) -> Seconds:
 
 
 def _batch_default(link: Link) -> Bytes:
-    """`"256 KiB"`, or `message_bytes_max` if that is less"""
-    return Bytes(min(256 * 1024, link.message_bytes_max))
+    """`"1 MiB"`, or `message_bytes_max` if that is less"""
+    return Bytes(min(1 << 20, link.message_bytes_max))
 
 
 def _reassembly_default(link: Link) -> Bytes:

@@ -35,6 +35,8 @@ class Counts:
     datagrams: int
     datagrams_missed: int
     """Sent, and not arrived."""
+    rebuilt: int
+    """Of those, the ones that repair symbols stood in for."""
     kernel_drops: int
     """Packets that this host dropped. The kernel counts many joined datagrams as one."""
     messages_lost: int
@@ -153,6 +155,7 @@ class StepBook:
             cpu_s=time.process_time(),
             datagrams=counters.datagrams,
             datagrams_missed=egress.core.datagrams_missed,
+            rebuilt=counters.symbols_rebuilt,
             kernel_drops=egress.socket.kernel_drops,
             messages_lost=counters.messages_lost.total() + egress.events.refused.total(),
             verified=self._sink_status["verified"],

@@ -13,7 +13,7 @@ from gapconn.bench.egress import StepResult
 from gapconn.bench.ingress import Step
 from gapconn.bench.plan import Plan
 from gapconn.config import Link
-from gapconn.units import BitsPerSecond, format_bytes, format_rate, format_seconds
+from gapconn.units import BitsPerSecond, format_bytes, format_percent, format_rate, format_seconds
 
 SHARE_RECOMMENDED = 0.8
 """Of the highest rate that held: what else the hosts do, and longer bursts, need the rest."""
@@ -29,7 +29,8 @@ def short_rate(rate_bps: float) -> str:
 
 def about_link(link: Link) -> str:
     """The link in a few words."""
-    return f"link {link.name!r} to {link.address}, MTU {link.mtu_bytes}"
+    repair = f"repair {format_percent(link.fec.repair)}" if link.fec.repair else "no repair"
+    return f"link {link.name!r} to {link.address}, MTU {link.mtu_bytes}, {repair}"
 
 
 # The sending end
@@ -76,8 +77,8 @@ def about_egress(ingress_command: str, address: str, granted_bytes: int, link: L
 
 
 ARRIVED_HEADING = (
-    f"{'step':>7}  {'rate':>11}  {'payload':>11}  {'datagrams':>11}  {'lost':>9}  {'messages lost':>13}  "
-    f"{'CPU in, out':>12}  verdict"
+    f"{'step':>7}  {'rate':>11}  {'payload':>11}  {'datagrams':>11}  {'lost':>9}  {'rebuilt':>9}  "
+    f"{'messages lost':>13}  {'CPU in, out':>12}  verdict"
 )
 
 
@@ -88,6 +89,7 @@ def arrived_line(result: StepResult) -> str:
     return (
         f"{_step_words(result.step, result.steps)}  {format_rate(result.rate_bps):>11}  "
         f"{short_rate(result.payload_bps):>11}  {arrived.datagrams:>11,}  {arrived.datagrams_missed:>9,}  "
+        f"{arrived.rebuilt:>9,}  "
         f"{arrived.messages_lost:>13,}  {cpu:>12}  "
         f"{verdict(result)}"
     )

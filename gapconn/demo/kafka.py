@@ -30,8 +30,6 @@ ANSWER_TIMEOUT_S: Final = 10.0
 DRAIN_TIMEOUT_S: Final = 30.0
 READ_TIMEOUT_S: Final = 30.0
 _FEED_INTERVAL_S: Final = 0.05
-_ORIGIN_HEADERS: Final = 4
-"""The sink adds so many behind those that the record had."""
 
 
 @attrs.frozen
@@ -288,9 +286,10 @@ topic = "{self.target_topic}"
 
     def _offset_if_right(self, message: Message) -> int | None:
         """The offset that the record had in the source; None when it is not as it was produced."""
-        headers: list[Any] = list(message.headers() or [])
-        own, origin = headers[:-_ORIGIN_HEADERS], dict(headers[-_ORIGIN_HEADERS:])
-        offset = int(origin.get("gapconn-offset") or -1)
+        # The sink adds the origin, cluster/topic/partition/offset, behind the headers that the record had.
+        headers: list[Any] = list(message.headers() or [("", None)])
+        own, (_, origin) = headers[:-1], headers[-1]
+        offset = int((origin or b"-1").rpartition(b"/")[2])
         partition = message.partition() or 0
         if not 0 <= offset < self._produced_to(partition):
             return None

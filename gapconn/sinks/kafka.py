@@ -1,13 +1,18 @@
 """Kafka topics as a sink: every record as it was, in order per partition, accepted when all brokers in sync have it.
 
     inlet ──▶ flights ──produce──▶ librdkafka ──reports──▶ flights settled, oldest first ──▶ accept
-              (bounded by bytes)   (one worker thread)     (another one, which polls)
+              (bounded by bytes)                (one worker thread, which polls)
 
 librdkafka repeats by itself for ever what a broker did not acknowledge, without duplicates and in order. It is told
 (`enable.gapless.guarantee`) to end itself rather than to go on behind a record that it had to give up. Then a new
-producer sends again, in order, everything that was not acknowledged. If a broker rejected a request, the run of records
-in question is sent one by one, since a request is rejected whole for one bad record in it: so only the record that can
-never be accepted is given up, counted and reported, and its neighbours keep their order.
+producer sends again, in order, everything that was not acknowledged.
+
+A report is a call into Python, so as long as all goes well there is one for the last record of a run only: what was
+given to one partition before it was acknowledged before it, and the offsets that the reports name must leave room for
+all of it. What is sent a second time, and from then on everything for that topic, is reported record by record. If a
+broker rejected a request, the run of records in question is sent one by one, since a request is rejected whole for one
+bad record in it: so only the record that can never be accepted is given up, counted and reported, and its neighbours
+keep their order.
 """
 
 from __future__ import annotations
@@ -17,7 +22,8 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import repeat
+from functools import partial
+from itertools import chain, islice, repeat
 from typing import Any, ClassVar, Final, Literal
 
 import attrs
@@ -34,12 +40,17 @@ from gapconn.record import Header, Records
 from gapconn.sinks import Delivery, Inlet
 from gapconn.units import Bytes
 
+ORIGIN_HEADER: Final = "gapconn-origin"
+"""One header for the whole id: each one costs time at every client and broker that it passes."""
 ANY_PARTITION: Final = -1
 REQUEST_TIMEOUT_S: Final = 1.0
 PROBE_INTERVAL_S: Final = 1.0
 CLOSE_TIMEOUT_S: Final = 3.0
-RECORD_OVERHEAD_BYTES: Final = 256
-"""Memory of a record beside its bytes, so that small records are bounded too."""
+RECORD_OVERHEAD_BYTES: Final = 512
+"""Memory of a record beside its value, so that small records are bounded too."""
+SLICE_RECORDS: Final = 128
+"""So many are given to librdkafka before other tasks get a turn: a fraction of a millisecond."""
+BUFFER_FULL_WAIT_S: Final = 0.01
 
 _LEGAL_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
@@ -89,10 +100,10 @@ class KafkaSinkConfig:
     )
     origin_headers: bool = option(
         default=True,
-        help="Add the headers gapconn-cluster, gapconn-topic, gapconn-partition and gapconn-offset: a unique id.",
+        help="Add the header gapconn-origin, a unique id: cluster/topic/partition/offset of the record at its source.",
     )
     in_flight_bytes: Bytes = option(
-        default=Bytes(64 << 20), help="How much may be on its way to the brokers without acknowledgement."
+        default=Bytes(16 << 20), help="How much may be on its way to the brokers without acknowledgement."
     )
     client: dict[str, Any] = option(
         factory=dict, secret=True, help="Any further setting of librdkafka, such as those for TLS and SASL."
@@ -132,9 +143,8 @@ class _Run:
     topic: str
     partition: int
     """Of the target; `ANY_PARTITION` when the key decides."""
-    origin: list[Header] | None
-    """Headers to add that are the same for all records; None adds none."""
-    on_failure: Callable[[_Run, KafkaError], None]
+    origin: str | None
+    """What the origin ids of all records begin with; None adds no header."""
     done: int = 0
     """Records acknowledged or given up."""
     failure: KafkaError | None = None
@@ -145,27 +155,25 @@ class _Run:
     """This producer gets one record at a time."""
     in_order: bool = False
     """Those that are done are the first ones: one partition reports in order, several do not."""
+    watched: bool
+    """Every record is reported, not the last one alone: it is a second try, or the key decides on the partition."""
 
     @property
     def settled(self) -> bool:
         """Nothing remains to be done."""
         return self.done == len(self.records.positions)
 
-    def report(self, error: KafkaError | None, message: Message | None) -> None:
-        """What became of a record. librdkafka calls this for each, in the thread that polls."""
-        if self.failure is None:
-            if error is None:
-                self.done += 1
-            else:
-                self.failure = error
-                self.on_failure(self, error)
-
     def again(self) -> _Run:
         """The same for another producer; what the one before may still report does not touch it."""
         # Of several partitions it is not known which records are done: some will be there twice.
         done = self.done if self.in_order or self.settled else 0
         return attrs.evolve(
-            self, done=done, failure=None, one_by_one=self.rejected, in_order=self.in_order or self.rejected
+            self,
+            done=done,
+            failure=None,
+            one_by_one=self.rejected,
+            in_order=self.in_order or self.rejected,
+            watched=True,
         )
 
 
@@ -197,6 +205,8 @@ class KafkaSink:
         self._refusal: SinkError | None = None
         self._progress = 0
         """Deliveries accepted and records given up."""
+        self._rejecting: set[str] = set()
+        """Topics that rejected a request, and may do so again."""
         # Of the current producer:
         self._to_produce = AsyncValue(0)
         """How many of the newest flights it was not given yet."""
@@ -206,6 +216,10 @@ class KafkaSink:
         """Why it can be used no more."""
         self._serving = False
         """Its reports are looked at."""
+        self._reported = False
+        """It has said something that was not looked at yet."""
+        self._ends: dict[tuple[str, int], int] = {}
+        """Offset of the last record of the last run that was settled, per topic and partition."""
         self._partition_counts: dict[str, int] = {}
         self._next_probe = 0.0
 
@@ -260,15 +274,15 @@ class KafkaSink:
         size = 0
         for part in delivery.batch.parts:
             assert isinstance(part, Records)
-            origin = _origin_headers(delivery.batch.origin, part) if self._config.origin_headers else None
+            origin = f"{delivery.batch.origin}/{part.stream}/{part.partition}/" if self._config.origin_headers else None
             runs.append(
                 _Run(
                     records=part,
                     topic=self._target(part.stream),
                     partition=part.partition if same_partition else ANY_PARTITION,
                     origin=origin,
-                    on_failure=self._note_failure,
                     in_order=same_partition,
+                    watched=not same_partition,
                 )
             )
             size += RECORD_OVERHEAD_BYTES * len(part.positions) + sum(len(value) for value in part.values if value)
@@ -291,6 +305,7 @@ class KafkaSink:
         self._serving = True
         self._watch.quiet = False
         self._partition_counts.clear()
+        self._ends = {}
         self._to_produce.value = len(self._flights)
         producer = self._open()
         try:
@@ -300,6 +315,7 @@ class KafkaSink:
                     await self._to_produce.wait_value(lambda count: count > 0)
                     await self._produce_flight(producer, self._flights[-self._to_produce.value], inlet)
                     self._to_produce.value -= 1
+                    self._accept_settled()  # Of a flight without records, nothing is reported.
         finally:
             with trio.CancelScope(deadline=trio.current_time() + CLOSE_TIMEOUT_S, shield=True):
                 await trio.to_thread.run_sync(self._close, producer, abandon_on_cancel=True)
@@ -311,13 +327,15 @@ class KafkaSink:
     async def _serve(self, producer: Producer, scope: trio.CancelScope) -> None:
         """Look at reports and accept what is settled, until the end."""
         try:
-            while self._failure is None and not self._finished:
-                await trio.to_thread.run_sync(self._poll, producer)
-                self._accept_settled()
-                self._polls.value += 1
+            await trio.to_thread.run_sync(self._poll_on, producer, trio.lowlevel.current_trio_token())
         finally:
             self._serving = False
+        self._look_at_reports()
         scope.cancel()
+
+    def _look_at_reports(self) -> None:
+        self._accept_settled()
+        self._polls.value += 1
 
     def _accept_settled(self) -> None:
         while len(self._flights) > self._to_produce.value and all(run.settled for run in self._flights[0].runs):
@@ -335,14 +353,43 @@ class KafkaSink:
             for run in flight.runs:
                 await self._produce_one_by_one(producer, run, inlet)
         else:
-            await trio.to_thread.run_sync(self._produce_runs, producer, flight.runs)
+            for run in flight.runs:
+                await self._produce_run(producer, run, len(run.records.positions) - run.done)
 
     async def _produce_one_by_one(self, producer: Producer, run: _Run, inlet: Inlet) -> None:
         while not run.settled:
             done = run.done
-            await trio.to_thread.run_sync(self._produce_run, producer, run, 1)
+            await self._produce_run(producer, run, 1)
             await self._until(lambda: run.done > done or run.failure is not None)  # noqa: B023 - awaited right here
             self._give_up_if_rejected(run, inlet)
+
+    async def _produce_run(self, producer: Producer, run: _Run, count: int) -> None:
+        """Give the next `count` of the records that are not done to librdkafka, which only queues them."""
+        topic, partition, produce = run.topic, run.partition, producer.produce
+        rows = self._rows(run, slice(run.done, run.done + count), self._reporters(run, count))
+        while slice_of_rows := list(islice(rows, SLICE_RECORDS)):
+            for value, key, report, stamp, headers in slice_of_rows:
+                while self._serving:
+                    try:
+                        produce(topic, value, key, partition, report, None, stamp, headers)
+                    except BufferError:
+                        await trio.sleep(BUFFER_FULL_WAIT_S)  # Reports make room.
+                    except KafkaException as error:
+                        # Not a report: those of the records before this one are still to come, and count.
+                        if run.one_by_one:
+                            run.failure = error.args[0]
+                        self._note_failure(run, error.args[0])
+                        return
+                    else:
+                        break
+            await trio.lowlevel.checkpoint()
+
+    def _reporters(self, run: _Run, count: int) -> Iterable[Callable[[KafkaError | None, Message], None] | None]:
+        """What librdkafka is to call for each of the records."""
+        ends = self._ends
+        if run.watched or run.topic in self._rejecting or (run.topic, run.partition) not in ends:
+            return repeat(partial(self._report, run, ends))
+        return chain(repeat(None, count - 1), [partial(self._report_last, run, ends, count)])
 
     def _give_up_if_rejected(self, run: _Run, inlet: Inlet) -> None:
         """Count and report a record that was rejected although it was sent alone."""
@@ -393,6 +440,8 @@ class KafkaSink:
             # Memory is bounded by in_flight_bytes.
             "queue.buffering.max.messages": 10_000_000,
             "queue.buffering.max.kbytes": 2_097_151,
+            # Records come in batches, so there is little to wait for (the default is 5).
+            "linger.ms": 1,
         }
         if any(run.one_by_one for flight in self._flights for run in flight.runs):  # It would wait for each.
             defaults["linger.ms"] = 0
@@ -420,6 +469,15 @@ class KafkaSink:
         _poll_until_empty(producer, CLOSE_TIMEOUT_S / 3)
         producer.close()
 
+    def _poll_on(self, producer: Producer, token: trio.lowlevel.TrioToken) -> None:
+        """Poll until the producer failed, all is done, or the task is cancelled."""
+        while self._failure is None and not self._finished:
+            trio.from_thread.check_cancelled()
+            self._poll(producer)
+            if self._reported:
+                self._reported = False
+                token.run_sync_soon(self._look_at_reports, idempotent=True)
+
     def _poll(self, producer: Producer) -> None:
         try:
             producer.poll(0.1)
@@ -440,14 +498,52 @@ class KafkaSink:
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal():
             self._failure = error
+            self._reported = True
         else:
             self._watch.on_error(error)
+
+    def _report(self, run: _Run, ends: dict[tuple[str, int], int], error: KafkaError | None, message: Message) -> None:
+        """What became of a record of a run that is watched."""
+        self._reported = True
+        if run.failure is not None:
+            return
+        if error is not None:
+            run.failure = error
+            self._note_failure(run, error)
+            return
+        run.done += 1
+        offset = message.offset()
+        if run.settled and run.partition != ANY_PARTITION and offset is not None and offset >= 0:
+            ends[run.topic, run.partition] = offset
+
+    def _report_last(
+        self, run: _Run, ends: dict[tuple[str, int], int], count: int, error: KafkaError | None, message: Message
+    ) -> None:
+        """What became of the last `count` records of a run, told of the very last one."""
+        self._reported = True
+        if error is None:
+            place = (run.topic, run.partition)
+            before, offset = ends.pop(place, None), message.offset()
+            if before is None or offset is None or offset < 0:
+                # It does not say where: good for what it says, if nothing went wrong before.
+                if self._failure is None:
+                    run.done += count
+                return
+            if offset - before >= count:
+                run.done += count
+                ends[place] = offset
+                return
+            error = KafkaError(KafkaError._GAPLESS_GUARANTEE, "records that were given before are not there")
+        if run.failure is None:
+            run.failure = error
+            self._note_failure(run, error)
 
     def _note_failure(self, run: _Run, error: KafkaError) -> None:
         if error.code() in _PURGED or (error.code() in _REJECTED and run.one_by_one):
             return
         if error.code() in _REJECTED:
             self._counters["request_rejected"] += 1
+            self._rejecting.add(run.topic)
             run.rejected = True
         self._failure = error
 
@@ -462,30 +558,10 @@ class KafkaSink:
         self._watch.answered()
         return len(metadata.topics[topic].partitions) if topic in metadata.topics else 0
 
-    def _produce_runs(self, producer: Producer, runs: list[_Run]) -> None:
-        for run in runs:
-            self._produce_run(producer, run, len(run.records.positions))
-
-    def _produce_run(self, producer: Producer, run: _Run, count: int) -> None:
-        """Give up to `count` of the records that are not done to librdkafka."""
-        topic, partition, report, produce = run.topic, run.partition, run.report, producer.produce
-        for value, key, stamp, headers in self._rows(run, slice(run.done, run.done + count)):
-            while self._serving:
-                try:
-                    produce(topic, value, key, partition, report, None, stamp, headers)
-                except BufferError:
-                    time.sleep(0.01)  # Reports make room.
-                except KafkaException as error:
-                    # Not a report: those of the records before this one are still to come, and count.
-                    if run.one_by_one:
-                        run.failure = error.args[0]
-                    self._note_failure(run, error.args[0])
-                    return
-                else:
-                    break
-
-    def _rows(self, run: _Run, rows: slice) -> Iterator[tuple[bytes | None, bytes | None, int, Any]]:
-        """Value, key, timestamp and headers of each record."""
+    def _rows(
+        self, run: _Run, rows: slice, reporters: Iterable[Any]
+    ) -> Iterator[tuple[bytes | None, bytes | None, Any, int, Any]]:
+        """Value, key, what to call with the report, timestamp and headers of each record."""
         records = run.records
         stamps: Iterable[int] = repeat(0)
         if records.timestamps_ms is not None:
@@ -495,26 +571,17 @@ class KafkaSink:
                 self._counters["timestamp_changed"] += sum(stamp < 1 for stamp in stamps)
                 stamps = [1 if stamp == 0 else max(stamp, 0) for stamp in stamps]
         keys: Iterable[bytes | None] = repeat(None) if records.keys is None else records.keys[rows]
-        headers: Iterable[list[Header] | None] = repeat(None) if records.headers is None else records.headers[rows]
+        headers: Iterable[Any] = repeat(None) if records.headers is None else records.headers[rows]
         if run.origin is not None:
             headers = _with_origin(headers, run.origin, records.positions[rows])
-        return zip(records.values[rows], keys, stamps, headers, strict=False)
-
-
-def _origin_headers(cluster: str, records: Records) -> list[Header]:
-    """The part of the origin id that all records of a run share."""
-    return [
-        ("gapconn-cluster", cluster.encode()),
-        ("gapconn-topic", records.stream.encode()),
-        ("gapconn-partition", b"%d" % records.partition),
-    ]
+        return zip(records.values[rows], keys, reporters, stamps, headers, strict=False)
 
 
 def _with_origin(
-    headers: Iterable[list[Header] | None], origin: list[Header], positions: list[int]
-) -> Iterator[list[Header]]:
+    headers: Iterable[list[Header] | None], origin: str, positions: list[int]
+) -> Iterator[list[tuple[str, str | bytes | None]]]:
     for own, position in zip(headers, positions, strict=False):
-        yield [*(own or ()), *origin, ("gapconn-offset", b"%d" % position)]
+        yield [*(own or ()), (ORIGIN_HEADER, f"{origin}{position}")]
 
 
 def _poll_until_empty(producer: Producer, timeout_s: float) -> None:

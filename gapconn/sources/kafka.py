@@ -16,11 +16,9 @@ from __future__ import annotations
 import math
 import re
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Iterable
-from itertools import accumulate, groupby, pairwise
-from operator import methodcaller
-from typing import Any, ClassVar, Final, Literal, TypeAlias, TypeVar
+from itertools import groupby
+from typing import Any, ClassVar, Final, Literal, TypeVar
 
 import attrs
 import trio
@@ -41,27 +39,24 @@ from gapconn.config import option
 from gapconn.errors import SourceError
 from gapconn.kafka_client import BrokerWatch, check_settings, library_settings
 from gapconn.plugins import Carries, Context
-from gapconn.record import NO_POSITION, Batch, Chunk, Header, Records, TimestampType, encode_batch
+from gapconn.record import NO_POSITION, Batch, encode_batch
 from gapconn.sources import Outlet
+from gapconn.sources.kafka_batches import RUN_OVERHEAD_BYTES, Columns, Hand, Packer, Partition, Place
 from gapconn.units import Seconds
 
 T = TypeVar("T")
-Place: TypeAlias = tuple[str, int]
-"""Topic and partition."""
 
-BATCHES_PER_READ: Final = 4
-"""A read takes about this many batches from librdkafka's queue at once, to share the cost of a thread's turn."""
-BATCHES_IN_HAND: Final = 8
+READ_BYTES: Final = 1 << 20
+"""A read takes about so much from librdkafka's queue at once, or a batch if that is more: a thread's turn is shared by
+many records, and they are still in the processor's cache when they are sent."""
+GATHER_S: Final = 0.002
+"""After a lull, the first record waits so long for others: it halves the work of both ends at a thousand a second."""
+BATCHES_IN_HAND: Final = 4
 """No more is read while this many batches wait for the link."""
 KEEP_ALIVE_S: Final = 1.0
 """How long to wait for the link before the group is told again that this member is alive."""
 PROBE_INTERVAL_S: Final = 1.0
 REQUEST_TIMEOUT_S: Final = 5.0
-RECORD_OVERHEAD_BYTES: Final = 48
-"""At most what a record's position, timestamp and length prefixes add to a batch."""
-HEADER_OVERHEAD_BYTES: Final = 16
-RUN_OVERHEAD_BYTES: Final = 1024
-"""At most what the names and lengths of a run and of its batch add."""
 
 _RESERVED = {
     "bootstrap.servers": "has its own key, bootstrap_servers",
@@ -122,44 +117,6 @@ class KafkaSourceConfig:
         check_settings(value, _RESERVED)
 
 
-@attrs.define(kw_only=True, eq=False)
-class _Partition:
-    """One assignment of one partition; a later assignment of the same is another object."""
-
-    place: Place
-    handed: int
-    """Position of the last record handed over, also in earlier runs of this link: the chain's last link."""
-    sent: int = NO_POSITION
-    """Position of the last record that the kernel took. Written in Trio's thread."""
-    committed: int = NO_POSITION
-    """`sent` as of the last commit."""
-    owned: bool = True
-
-
-@attrs.frozen(kw_only=True)
-class _Hand:
-    """A batch that was read and waits to be sent."""
-
-    batch: Batch
-    partitions: list[_Partition]
-    """Of each part of the batch."""
-
-    def still_owned(self) -> _Hand:
-        """The same without partitions that were lost meanwhile: their new owner sends these records."""
-        if all(partition.owned for partition in self.partitions):
-            return self
-        kept = [(p, part) for p, part in zip(self.partitions, self.batch.parts, strict=True) if p.owned]
-        return _Hand(
-            batch=Batch(origin=self.batch.origin, parts=[part for _, part in kept]), partitions=[p for p, _ in kept]
-        )
-
-    def note_sent(self) -> None:
-        """The kernel took it: these offsets may be committed."""
-        for partition, part in zip(self.partitions, self.batch.parts, strict=True):
-            assert isinstance(part, Records)
-            partition.sent = part.positions[-1]
-
-
 class _ClientFailed(Exception):  # noqa: N818 - an event inside this module, not an error for others
     """The client ended itself for good (librdkafka's fatal errors); a new one may do better."""
 
@@ -217,11 +174,11 @@ class _Session:
         self._counters = context.counters
         self._watch = watch
         self._outlet = outlet
-        self._partitions: dict[Place, _Partition] = {}
+        self._partitions: dict[Place, Partition] = {}
         self._origin = ""
         self._in_hand = AsyncValue(0)
         """Batches read and not yet taken by the outlet."""
-        self._hands, self._hands_to_send = trio.open_memory_channel[_Hand](math.inf)  # Bounded by `_in_hand`.
+        self._hands, self._hands_to_send = trio.open_memory_channel[Hand](math.inf)  # Bounded by `_in_hand`.
         self._left_over: list[Message] = []
         self._resets: dict[Place, int] = {}
         """Partitions whose wanted offset (the value; negative when there is none) is not there."""
@@ -297,6 +254,10 @@ class _Session:
             "topic.metadata.refresh.interval.ms": 10_000,
             # A full prefetch queue is looked at again soon: the default of a second starves a fast link.
             "fetch.queue.backoff.ms": 20,
+            # What waits in the client is memory; this is still several batches ahead.
+            "queued.max.messages.kbytes": 8192,
+            "queued.min.messages": 10_000,
+            "fetch.max.bytes": 4 << 20,
         }
         fixed: dict[str, Any] = {
             "bootstrap.servers": config.bootstrap_servers,
@@ -318,18 +279,18 @@ class _Session:
             raise SourceError(f"the Kafka client refused its settings: {error.args[0].str()}") from error
         return consumer
 
-    def _read(self) -> list[_Hand]:
+    def _read(self) -> list[Hand]:
         """What is there, as batches; waits a moment when there is nothing."""
         self._commit_now_and_then()
         self._begin_again_where_needed()
-        count = min(50_000, max(16, int(BATCHES_PER_READ * self._outlet.batch_bytes / self._record_bytes)))
+        count = min(50_000, max(16, int(max(READ_BYTES, self._outlet.batch_bytes) / self._record_bytes)))
         messages, self._left_over = self._left_over, []
         messages += self._consume(count, 0)
         if not messages:
-            # One message, as soon as there is one; then those that came with it.
+            # One message, as soon as there is one; then those that come with it.
             messages = self._consume(1, 0.1)
             if messages:
-                messages += self._consume(count, 0)
+                messages += self._consume(count, GATHER_S)
             elif self._watch.away:
                 self._probe()
         return self._batches(messages) if messages else []
@@ -350,7 +311,7 @@ class _Session:
             self._ended = self._ended or _ClientFailed(str(exception))
             return []
 
-    def _batches(self, messages: list[Message]) -> list[_Hand]:
+    def _batches(self, messages: list[Message]) -> list[Hand]:
         if any(map(Message.error, messages)):
             for message in messages:
                 self._note_error(message)
@@ -364,29 +325,31 @@ class _Session:
                 return []
             self._context.status["cluster"] = self._origin
         self._watch.answered()
-        packer = _Packer(
+        packer = Packer(
             origin=self._origin,
             batch_bytes=min(self._outlet.batch_bytes, self._outlet.batch_bytes_max - RUN_OVERHEAD_BYTES),
         )
-        for place, run in groupby(messages, key=lambda message: (message.topic(), message.partition())):
-            partition = self._partitions.get(place)
+        end = 0
+        for place, run in groupby(zip(map(Message.topic, messages), map(Message.partition, messages), strict=True)):
+            start, end = end, end + len(list(run))
+            partition = self._partitions.get(place)  # type: ignore[arg-type]  # neither is None without an error
             if partition is not None:  # Else it was revoked inside this very read, and its next owner reads these.
-                self._pack(packer, partition, list(run))
+                self._pack(packer, partition, messages[start:end])
         hands = packer.finish()
         if packer.record_count:
             self._record_bytes += 0.2 * (packer.total_bytes / packer.record_count - self._record_bytes)
         return hands
 
-    def _pack(self, packer: _Packer, partition: _Partition, messages: list[Message]) -> None:
+    def _pack(self, packer: Packer, partition: Partition, messages: list[Message]) -> None:
         while messages and self._ended is None:
-            columns = _Columns.of(messages)
+            columns = Columns.of(messages, batch_bytes=packer.batch_bytes, batch_bytes_max=self._outlet.batch_bytes_max)
             self._pack_columns(packer, partition, columns)
             messages = messages[len(columns.positions) :]
             if columns.unreadable_follows and self._ended is None:
                 offset = messages.pop(0).offset() or 0
                 self._leave_out(partition, offset, "has a header whose name is not UTF-8", "let its producer mend that")
 
-    def _pack_columns(self, packer: _Packer, partition: _Partition, columns: _Columns) -> None:
+    def _pack_columns(self, packer: Packer, partition: Partition, columns: Columns) -> None:
         start, limit = 0, self._outlet.batch_bytes_max - RUN_OVERHEAD_BYTES
         for index, size in enumerate(columns.sizes()) if columns.largest_bytes > limit else ():
             if size <= limit or self._fits(partition, columns, index):
@@ -399,13 +362,13 @@ class _Session:
                 return
         packer.add(partition, columns, start, len(columns.positions))
 
-    def _fits(self, partition: _Partition, columns: _Columns, index: int) -> bool:
+    def _fits(self, partition: Partition, columns: Columns, index: int) -> bool:
         """Whether the record alone makes a batch that can cross, exactly."""
         body = bytearray()
         encode_batch(Batch(origin=self._origin, parts=[columns.run(partition, index, index + 1)]), body, 0)
         return len(body) <= self._outlet.batch_bytes_max
 
-    def _leave_out(self, partition: _Partition, offset: int, why: str, advice: str) -> None:
+    def _leave_out(self, partition: Partition, offset: int, why: str, advice: str) -> None:
         """Deal with a record that cannot cross: leave it out, or end reading before it."""
         topic, number = partition.place
         self._counters["record_unfit"] += 1
@@ -465,7 +428,7 @@ class _Session:
         for committed in self._committed(assigned):
             place = (committed.topic, committed.partition)
             previous = chain_position(committed, self._context.link_id)
-            self._partitions[place] = _Partition(place=place, handed=previous)
+            self._partitions[place] = Partition(place=place, handed=previous)
             starts.append(TopicPartition(*place, self._start(committed)))
             self._log.info(
                 "partition_assigned",
@@ -475,6 +438,8 @@ class _Session:
                 chain="restarts" if previous == NO_POSITION else "goes on",
             )
         self._ask(lambda: consumer.incremental_assign(starts))
+        # A partition that was lost while it was paused (`_keep_alive`) comes back paused, and would stay so for ever.
+        self._ask(lambda: consumer.resume(starts))
         self.was_assigned |= bool(starts)
         self._show_partitions()
 
@@ -584,13 +549,13 @@ class _Session:
 
         return self._ask(request) or False
 
-    def _commit_now(self, partitions: list[_Partition]) -> None:
+    def _commit_now(self, partitions: list[Partition]) -> None:
         offsets = self._to_commit(partitions)
         if offsets:
             answer = self._ask(lambda: self._consumer.commit(offsets=offsets, asynchronous=False))
             self._on_commit(None, offsets if answer is None else answer)
 
-    def _to_commit(self, partitions: Iterable[_Partition]) -> list[TopicPartition]:
+    def _to_commit(self, partitions: Iterable[Partition]) -> list[TopicPartition]:
         offsets = []
         for partition in partitions:
             sent = partition.sent  # Trio's thread may write it meanwhile.
@@ -612,129 +577,6 @@ class _Session:
         for place in _places(offsets):
             if place in self._partitions:
                 self._partitions[place].committed = NO_POSITION
-
-
-@attrs.define(kw_only=True)
-class _Columns:
-    """Records of one partition with one type of timestamp, a list per column."""
-
-    positions: list[int]
-    values: list[bytes | None]
-    keys: list[bytes | None] | None
-    headers: list[list[Header] | None] | None
-    timestamps_ms: list[int] | None
-    timestamp_type: TimestampType
-    ends: list[int]
-    """Bytes of the records up to each, the first entry being 0; never less than what they take in a batch."""
-    largest_bytes: int
-    unreadable_follows: bool
-    """The message after these has headers that the client library cannot decode."""
-
-    @classmethod
-    def of(cls, messages: list[Message]) -> _Columns:
-        """The columns of the first messages of one partition: up to where the topic's type of timestamp changed, or to
-        where headers cannot be read.
-
-        This is the cost of a record: a few calls of methods of its message, and nothing else in Python.
-        """
-        stamps = [message.timestamp() for message in messages]
-        if len({kind for kind, _ in stamps}) > 1:
-            _, alike = next(groupby(stamps, key=lambda stamp: stamp[0]))
-            stamps = list(alike)
-            messages = messages[: len(stamps)]
-        headers: list[Any] = []
-        unreadable = False
-        try:
-            headers.extend(map(methodcaller("headers"), messages))
-        except SystemError:
-            # Raised for a name that is not UTF-8. The list keeps what came before, and asking once more gives None.
-            unreadable = True
-            messages = messages[: len(headers)]
-        kind = TimestampType(stamps[0][0])
-        keys = [message.key() for message in messages]
-        sizes = [RECORD_OVERHEAD_BYTES + size for size in map(len, messages)]
-        if keys.count(None) < len(keys):
-            sizes = [size + len(key) if key else size for size, key in zip(sizes, keys, strict=True)]
-        if headers.count(None) < len(headers):
-            sizes = [size + _header_bytes(each) if each else size for size, each in zip(sizes, headers, strict=True)]
-        return cls(
-            positions=[message.offset() for message in messages],  # type: ignore[misc]  # never None
-            values=[message.value() for message in messages],
-            keys=None if keys.count(None) == len(keys) else keys,
-            headers=None if headers.count(None) == len(headers) else headers,
-            timestamps_ms=None if kind is TimestampType.NONE else [stamp for _, stamp in stamps[: len(messages)]],
-            timestamp_type=kind,
-            ends=[0, *accumulate(sizes)],
-            largest_bytes=max(sizes, default=0),
-            unreadable_follows=unreadable,
-        )
-
-    def sizes(self) -> list[int]:
-        """Bytes of each record; never less than what it takes in a batch."""
-        return [end - start for start, end in pairwise(self.ends)]
-
-    def run(self, partition: _Partition, start: int, end: int) -> Records:
-        """The records from `start` to before `end`, chained to what was handed over of the partition so far."""
-        first = self.positions[start]
-        return Records(
-            stream=partition.place[0],
-            partition=partition.place[1],
-            previous=partition.handed if first > partition.handed else NO_POSITION,
-            positions=self.positions[start:end],
-            values=self.values[start:end],
-            keys=None if self.keys is None else self.keys[start:end],
-            headers=None if self.headers is None else self.headers[start:end],
-            timestamps_ms=None if self.timestamps_ms is None else self.timestamps_ms[start:end],
-            timestamp_type=self.timestamp_type,
-        )
-
-
-def _header_bytes(headers: Any) -> int:
-    """At most what a record's headers take in a batch; a character of a name takes up to four bytes."""
-    return sum(HEADER_OVERHEAD_BYTES + 4 * len(name) + len(value or b"") for name, value in headers)
-
-
-@attrs.define(kw_only=True)
-class _Packer:
-    """Cuts runs of records into batches of about `batch_bytes`."""
-
-    origin: str
-    batch_bytes: int
-    record_count: int = 0
-    total_bytes: int = 0
-    _hands: list[_Hand] = attrs.field(factory=list)
-    _parts: list[Records | Chunk] = attrs.field(factory=list)
-    _partitions: list[_Partition] = attrs.field(factory=list)
-    _size: int = 0
-
-    def add(self, partition: _Partition, columns: _Columns, start: int, end: int) -> None:
-        """Add the records from `start` to before `end`."""
-        ends = columns.ends
-        while start < end:
-            room = self.batch_bytes - self._size - RUN_OVERHEAD_BYTES
-            cut = bisect_right(ends, ends[start] + room, start, end + 1) - 1
-            if cut <= start:
-                if self._parts:
-                    self._close()
-                    continue
-                cut = start + 1
-            self._parts.append(columns.run(partition, start, cut))
-            self._partitions.append(partition)
-            partition.handed = columns.positions[cut - 1]
-            self._size += RUN_OVERHEAD_BYTES + ends[cut] - ends[start]
-            self.total_bytes += ends[cut] - ends[start]
-            self.record_count += cut - start
-            start = cut
-
-    def finish(self) -> list[_Hand]:
-        """All batches."""
-        if self._parts:
-            self._close()
-        return self._hands
-
-    def _close(self) -> None:
-        self._hands.append(_Hand(batch=Batch(origin=self.origin, parts=self._parts), partitions=self._partitions))
-        self._parts, self._partitions, self._size = [], [], 0
 
 
 def _places(partitions: Iterable[TopicPartition]) -> list[Place]:

@@ -73,8 +73,8 @@ def without_origin(entry: Entry) -> tuple[object, ...]:
 
 def origins(entries: list[Entry]) -> list[tuple[int, int]]:
     """Partition and offset that the records say they had."""
-    told = [dict(entry.headers or []) for entry in entries]
-    return [(int(each["gapconn-partition"] or b""), int(each["gapconn-offset"] or b"")) for each in told]
+    told = [(dict(entry.headers or [])["gapconn-origin"] or b"").split(b"/") for entry in entries]
+    return [(int(partition), int(offset)) for _, _, partition, offset in told]
 
 
 def strange_entries(count: int, *, partitions: int) -> list[Entry]:

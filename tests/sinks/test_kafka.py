@@ -6,12 +6,12 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from confluent_kafka import murmur2
+from confluent_kafka import Message, murmur2
 
 from gapconn.errors import SinkError
 from gapconn.record import NO_POSITION, Batch, Header, Records, TimestampType
 from gapconn.sinks import Delivery
-from gapconn.sinks.kafka import KafkaSink, KafkaSinkConfig
+from gapconn.sinks.kafka import KafkaSink, KafkaSinkConfig, _Run
 from gapconn.testing.kafka_broker import KafkaNode
 from gapconn.testing.pipes import ScriptedInlet, make_context
 from tests.kafka.cluster import Cluster
@@ -108,10 +108,9 @@ async def test_the_origin_is_added_after_the_records_own_headers(kafka: Cluster)
     own: list[list[Header] | None] = [[("a", b"1"), ("a", None)], None]
     batch = Batch(origin="from", parts=[run_of([b"x", b"y"], first=40, partition=1, headers=own)])
     await deliver(kafka, [batch], topic=topic)
-    fixed = [("gapconn-cluster", b"from"), ("gapconn-topic", b"orders"), ("gapconn-partition", b"1")]
     assert [e.headers for e in kafka.read(topic)] == [
-        [("a", b"1"), ("a", None), *fixed, ("gapconn-offset", b"40")],
-        [*fixed, ("gapconn-offset", b"41")],
+        [("a", b"1"), ("a", None), ("gapconn-origin", b"from/orders/1/40")],
+        [("gapconn-origin", b"from/orders/1/41")],
     ]
 
 
@@ -139,7 +138,7 @@ async def test_records_of_other_sources_need_no_time_and_no_key(kafka: Cluster) 
     await deliver(kafka, [Batch(parts=[run_of([b"reading"], stream="[::1]:514")])], topic=topic)
     [entry] = kafka.read(topic)
     assert entry.value == b"reading"
-    assert ("gapconn-topic", b"[::1]:514") in (entry.headers or [])
+    assert entry.headers == [("gapconn-origin", b"/[::1]:514/0/0")]
     assert (entry.timestamp_ms or 0) > 1_500_000_000_000
 
 
@@ -235,6 +234,45 @@ async def test_one_record_that_a_broker_rejects_is_given_up_and_no_other(kafka: 
         assert arrived == wanted
     else:  # With several partitions it cannot be told which ones were acknowledged: some may be there twice.
         assert list(dict.fromkeys(arrived)) == wanted
+
+
+async def test_when_all_went_well_before_a_rejected_record_costs_no_other_and_no_order(kafka: Cluster) -> None:
+    """By then one report per run is asked for, so it is not known which record of the run was rejected."""
+    topic, context = kafka.create_topic(cleanup_policy="compact"), make_context()
+    values = [b"%d" % i for i in range(400)]
+    keys = [None if i in (250, 333, 399) else b"k%d" % i for i in range(400)]
+    batches = [
+        Batch(parts=[run_of(list(values[i : i + 50]), first=i, keys=keys[i : i + 50])]) for i in range(0, 400, 50)
+    ]
+    inlet = PacedInlet(script=batches[:2], rest=batches[2:])
+    sink = KafkaSink(KafkaSinkConfig(bootstrap_servers=kafka.address, topic=topic), context)
+    with trio.fail_after(120):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sink.run, inlet)
+            await eventually(lambda: len(inlet.accepted) == 2)
+            assert sink._ends == {(topic, 0): 99}
+            inlet.go_on.set()
+    assert sorted(inlet.accepted) == list(range(8))
+    assert [loss[:3] for loss in inlet.losses] == [("orders/0", position, position) for position in (250, 333, 399)]
+    wanted = [value for value, key in zip(values, keys, strict=True) if key is not None]
+    arrived = [e.value for e in kafka.read(topic)]
+    assert list(dict.fromkeys(arrived)) == wanted
+    # What was in the same run, and acknowledged, is there twice; but only until the topic is known to reject records.
+    assert len(arrived) - len(wanted) <= 300
+
+
+async def test_a_report_that_leaves_no_room_for_the_records_before_it_is_not_believed(kafka: Cluster) -> None:
+    topic = kafka.create_topic()
+    sink = make_sink(kafka, topic=topic)
+    run = _Run(records=run_of([b"a", b"b", b"c"]), topic=topic, partition=0, origin=None, in_order=True, watched=False)
+    ends = {(topic, 0): 10}
+    sink._report_last(run, ends, 3, None, Message(topic, 0, 12))  # One of 11, 12 and 13 is missing.
+    assert (run.done, run.settled) == (0, False)
+    assert sink._failure is not None
+    again = run.again()
+    assert again.watched
+    sink._report_last(again, {(topic, 0): 10}, 3, None, Message(topic, 0, 13))
+    assert again.settled
 
 
 async def test_a_record_too_large_for_the_target_is_given_up_and_no_other(kafka: Cluster) -> None:

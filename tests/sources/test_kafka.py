@@ -16,6 +16,7 @@ from gapconn.record import NO_POSITION, Batch, Records, TimestampType
 from gapconn.sources import Outlet
 from gapconn.sources import kafka as kafka_source
 from gapconn.sources.kafka import KafkaSource, KafkaSourceConfig, chain_position, commit_metadata
+from gapconn.sources.kafka_batches import Columns
 from gapconn.testing.kafka_broker import make_node
 from gapconn.testing.pipes import RecordingOutlet, make_context
 from gapconn.units import Seconds
@@ -333,15 +334,15 @@ async def test_a_header_name_that_cannot_be_read_is_not_dropped_silently(
     topic, group, context = kafka.create_topic(), kafka.name(), make_context()
     kafka.send(topic, numbered(1))
     config = KafkaSourceConfig(bootstrap_servers=kafka.address, group_id=group, topics=[topic], unfit=unfit)
-    read_columns = kafka_source._Columns.of
+    read_columns = Columns.of
 
-    def columns_of(messages: list[Message]) -> Any:
+    def columns_of(messages: list[Message], **limits: int) -> Any:
         """What is read is three messages, the middle one unreadable."""
         if messages[0].offset() == 0 and messages[0].topic() == topic:
             messages[:] = [message(0), message(1, kind=UnreadableMessage), message(2)]
-        return read_columns(messages)
+        return read_columns(messages, **limits)
 
-    monkeypatch.setattr(kafka_source._Columns, "of", columns_of)
+    monkeypatch.setattr(Columns, "of", columns_of)
     outlet = RecordingOutlet()
     source = KafkaSource(config, context)
     if unfit == "stop":
@@ -456,6 +457,8 @@ async def test_a_broker_that_is_away_is_waited_for(tmp_path: Path) -> None:
             await trio.to_thread.run_sync(kafka.send, "t", numbered(10))
             await outlet.wait_until(has(10))
             assert context.status["broker"] == "connected"
+            # Else the records would be sent again, and the chain would begin again at what was committed.
+            await eventually(lambda: kafka.committed("g", "t").offset == 10)
 
             unreachable = context.counters["broker_unreachable"]
             await trio.to_thread.run_sync(node.kill)
@@ -467,8 +470,7 @@ async def test_a_broker_that_is_away_is_waited_for(tmp_path: Path) -> None:
             await eventually(lambda: kafka.committed("g", "t").offset == 20)
         finally:
             await trio.to_thread.run_sync(node.stop)
-    # A commit may have been lost with the broker: then some are sent again, but none is left out.
-    assert list(dict.fromkeys(values_of(outlet.batches))) == [b"%d" % i for i in range(20)]
+    assert values_of(outlet.batches) == [b"%d" % i for i in range(20)]
     assert chains_hold(outlet.batches)
 
 
