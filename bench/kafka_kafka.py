@@ -36,7 +36,7 @@ def running_broker() -> Iterator[str]:
 
 def filled_topic(address: str) -> str:
     """A topic with `RECORDS` records."""
-    topic = makemake_topic(address)
+    topic = make_topic(address)
     _fill(address, topic)
     return topic
 
@@ -66,7 +66,7 @@ def carry(address: str, source: str, rate_bps: int) -> Figure:
 
 def plain(address: str, source: str) -> Figure:
     """What a careful program does in one process: the whole record, idempotent, acks=all."""
-    target = makemake_topic(address)
+    target = make_topic(address)
     consumer = Consumer({"bootstrap.servers": address, "group.id": uuid.uuid4().hex, "auto.offset.reset": "earliest"})
     producer = Producer(
         {"bootstrap.servers": address, "enable.idempotence": True, "linger.ms": 5, "queue.buffering.max.messages": 0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -29,14 +30,18 @@ _ROOM_BYTES = 16 * 1024
 
 @contextlib.contextmanager
 def _bench_pair(file: Path) -> Iterator[Pair]:
-    """The link of `file` with a state directory of its own, without an admin endpoint, and with a log of errors only.
+    """The link of `file` with a state directory of its own, without an admin endpoint, and without a log.
 
     Losses are what a bench looks for: they are in its table and need not be in a log.
     """
     pair = load_pair(file, os.environ, link_only=True)
-    configure_logging(attrs.evolve(pair.log, level="error"))
-    with tempfile.TemporaryDirectory(prefix="gapconn-bench-") as directory:
-        yield attrs.evolve(pair, link=attrs.evolve(pair.link, state_directory=directory), admin=None)
+    configure_logging(pair.log)  # else it would go to standard output
+    logging.disable()
+    try:
+        with tempfile.TemporaryDirectory(prefix="gapconn-bench-") as directory:
+            yield attrs.evolve(pair, link=attrs.evolve(pair.link, state_directory=directory), admin=None)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def run_ingress(file: Path, *, rates_bps: list[BitsPerSecond], step_s: float, size_bytes: Bytes) -> int:
@@ -89,15 +94,18 @@ def run_egress(file: Path, *, as_json: bool) -> int:
     def tell(result: StepResult) -> None:
         click.echo(report.as_json(report.step_facts(result)) if as_json else report.arrived_line(result))
 
+    def note(text: str) -> None:
+        click.echo(f"note: {text}", err=True)
+
     with _bench_pair(file) as pair:
         results: list[StepResult] = []
 
         async def receive() -> None:
             book = StepBook(tell)
-            await receive_steps(pair, book, listening)
+            await receive_steps(pair, book, listening, note)
             results.extend(book.results)
-            if book.strangers and not as_json:
-                click.echo(f"{book.strangers:,} messages came from an ingress that is no bench: stop it first")
+            if book.strangers:
+                note(f"{book.strangers:,} messages came from an ingress that is no bench: stop it first")
 
         trio.run(receive)
         conclusion = report.conclude(results, pair.link)

@@ -187,14 +187,26 @@ class StepSink:
             delivery.accept()
 
 
-async def receive_steps(pair: Pair, book: StepBook, listening: Callable[[Egress], None]) -> None:
+async def receive_steps(
+    pair: Pair, book: StepBook, listening: Callable[[Egress], None], note: Callable[[str], None]
+) -> None:
     """Receive until the last step is over, or the ingress is gone in the middle of them, or a signal comes.
 
     Args:
         pair: Its link has a state directory of its own; its sink is not used.
         book: Gets the results.
         listening: Called when the egress listens.
+        note: Called with what spoils the bench: two ingresses, or that of another link.
     """
+    noted: set[str] = set()
+
+    def look_around(egress: Egress) -> None:
+        found = {text for name, text in egress.events.alarms.items() if name != "link_interrupted"}
+        if egress.core.counters.foreign_links:
+            found.add("datagrams of another link arrive here: its link.address is wrong")
+        for text in found - noted:
+            note(text)
+        noted.update(found)
 
     async def watch(egress: Egress, *, task_status: trio.TaskStatus[None]) -> None:
         book.follow(egress)
@@ -203,6 +215,7 @@ async def receive_steps(pair: Pair, book: StepBook, listening: Callable[[Egress]
         quiet_since_s: float | None = None
         while not book.finished.is_set():
             await trio.sleep(WATCH_INTERVAL_S)
+            look_around(egress)
             going_on = egress.core.state is ReceiverState.FOLLOWING and not egress.core.ended
             if going_on or not egress.core.session_epoch:
                 quiet_since_s = None
