@@ -19,8 +19,8 @@ from bench.search import highest_rate
 FIRST_TRIALS = 8
 """In the first round the rate is a guess; later ones start from the rate of the one before."""
 FURTHER_TRIALS = 3
-LOSSY_BPS = 1_500_000_000
-"""Rate of a link on which relay, ingress and egress share two CPUs."""
+LOSSY_BPS = 2_000_000_000
+"""First rate to try on a link on which the lossy gap, ingress and egress share two CPUs."""
 PACED_BPS = 2_000_000_000
 
 
@@ -74,7 +74,7 @@ def _paced(effort: Effort) -> Iterator[Round]:
 
 def _lossy(effort: Effort, *, faults: tuple[str, ...]) -> Iterator[Round]:
     while True:
-        pair = lossy.carry(faults, LOSSY_BPS, effort.total_bytes, link=link_sections(repair="20%"))
+        pair = lossy.carry_whole(faults, LOSSY_BPS, effort.total_bytes, link=link_sections(repair="20%"))
         yield Round(pair=pair, scores={"whole": pair.value, "lost": float(pair.lost)})
 
 
