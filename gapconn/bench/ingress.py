@@ -18,7 +18,9 @@ from gapconn.sources import Outlet
 from gapconn.sources.generate import GenerateConfig, GenerateSource
 
 REACHED = 0.9
-"""An ingress that sends less than this share of the rate in two steps is at its limit: more would be the same again."""
+"""Share of the rate that an ingress sends at least, if it can."""
+MORE = 1.1
+"""An ingress that does not reach the rate, nor so much more than in the step before, is at its limit."""
 
 
 @attrs.define(kw_only=True)
@@ -32,13 +34,8 @@ class Step:
     """While it runs."""
     sent: Sent | None = None
     """When it is over."""
-    before_fell_short: bool = False
-    """Whether the step before this one did."""
-
-    @property
-    def fell_short(self) -> bool:
-        """Whether the ingress sent less than it should have."""
-        return self.sent is not None and self.sent.wire_bps < REACHED * self.rate_bps
+    before_bps: float = 0.0
+    """What was sent in the step before this one."""
 
     @property
     def rate_bps(self) -> int:
@@ -48,7 +45,9 @@ class Step:
     @property
     def is_last(self) -> bool:
         """Whether no step follows: it was the last one, or the ingress is at its limit."""
-        return (self.before_fell_short and self.fell_short) or self.number + 1 == len(self.plan.rates_bps)
+        if self.number + 1 == len(self.plan.rates_bps):
+            return True
+        return self.sent is not None and self.sent.wire_bps < min(REACHED * self.rate_bps, MORE * self.before_bps)
 
     async def meet(self, ingress: Ingress, *, task_status: trio.TaskStatus[None]) -> None:
         """Learn which ingress runs it."""
@@ -120,9 +119,9 @@ async def send_steps(pair: Pair, plan: Plan, tell: Callable[[Step], None]) -> bo
     Returns:
         Whether it came to the end: a signal may have ended it before.
     """
-    fell_short = False
+    before_bps = 0.0
     for number, rate_bps in enumerate(plan.rates_bps):
-        step = Step(plan=plan, number=number, before_fell_short=fell_short)
+        step = Step(plan=plan, number=number, before_bps=before_bps)
 
         tell(step)
         link = attrs.evolve(pair.link, rate=rate_bps)
@@ -133,5 +132,5 @@ async def send_steps(pair: Pair, plan: Plan, tell: Callable[[Step], None]) -> bo
         tell(step)
         if step.is_last:
             break
-        fell_short = step.fell_short
+        before_bps = step.sent.wire_bps
     return True
