@@ -515,7 +515,7 @@ def test_a_table_inside_a_section(load: Load, problems: Problems) -> None:
     assert load(written, {"GAPCONN_LINK_FEC": '{ repair = "1%" }'}).link.fec.repair_share == 100
     assert public_values(load(written).link)["fec"] == {"repair": 12.5}
     for text, environ, problem in (
-        ('[link.fec]\nrepair = "101%"', {}, "link.fec.repair: must be at most \"100%\": got '101%', allowed: 0 to"),
+        ('[link.fec]\nrepair = "101%"', {}, "link.fec.repair: must be at most 100%: got '101%', allowed: 0 to"),
         ("[link.fec]\nrepair = 5", {}, 'link.fec.repair: no "%" behind it: got 5, allowed: 0 to "100%"'),
         ("[link.fec]\nrepare = 5", {}, "link.fec.repare: unknown key 'repare' (did you mean 'repair'?)"),
         ("fec = 5", {}, "link.fec: not a table: got 5"),

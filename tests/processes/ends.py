@@ -27,6 +27,12 @@ LIMIT_S = 60.0
 POLL_S = 0.05
 
 
+def _toml(value: str | int | Mapping[str, str]) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {json.dumps(item)}" for key, item in value.items()) + " }"
+    return json.dumps(value)
+
+
 def free_host() -> str:
     """A loopback address that nobody else uses, so that a free port stays free."""
     return "127." + ".".join(str(random.randrange(1, 255)) for _ in range(3))
@@ -152,9 +158,9 @@ class Ends:
     def file(self) -> Path:
         return self.directory / "pair.toml"
 
-    def configure(self, source: str = "", sink: str = "", **link: str | int) -> None:
+    def configure(self, source: str = "", sink: str = "", **link: str | int | Mapping[str, str]) -> None:
         """Write the configuration file. `link`: keys of [link] beside those that every test has."""
-        keys = {
+        keys: dict[str, str | int | Mapping[str, str]] = {
             "name": "orders",
             "address": str(self.address),
             "rate": "100 Mbit/s",
@@ -163,7 +169,7 @@ class Ends:
             "state_directory": str(self.directory / "state"),
             **link,
         }
-        lines = ["[link]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items())]
+        lines = ["[link]", *(f"{key} = {_toml(value)}" for key, value in keys.items())]
         lines += [f"[source]\n{source}"] if source else []
         lines += [f"[sink]\n{sink}"] if sink else []
         lines += ["[admin]", f'listen = "{self.host}:0"', "[log]", 'format = "json"']

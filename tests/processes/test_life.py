@@ -204,7 +204,8 @@ async def test_a_lossy_gap_is_counted_to_the_datagram(ends: Ends) -> None:
     plan = FaultPlan(drop=0.01, reorder=0.02, corrupt=0.005, seed=3)
     target = ends.address
     ends.address = ends.free_address()
-    ends.configure(f"{GENERATE}\ncount = 20000", DISCARD, rate="50 Mbit/s", batch_bytes="8 KiB", bind=str(target))
+    link: dict[str, Any] = {"rate": "50 Mbit/s", "batch_bytes": "8 KiB", "bind": str(target), "fec": {"repair": "0%"}}
+    ends.configure(f"{GENERATE}\ncount = 20000", DISCARD, **link)
     ends.remember_a_session()
     async with trio.open_nursery() as nursery:
         await nursery.start(relay, ends.address, target, plan, counts)
