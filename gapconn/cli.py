@@ -6,7 +6,6 @@ What a command needs is imported inside it, so that `gapconn --version` does not
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
 EXIT_FAILURE: Final = 1
 EXIT_USAGE: Final = 2
-GARBAGE_THRESHOLD: Final = 100_000
-"""So many more objects than before make the cyclic collector look at the young ones (Python: 700)."""
 
 _PATH = click.Path(path_type=Path)
 
@@ -310,6 +307,7 @@ def _serve(serve: Callable[[Pair], Awaitable[None]], file: Path, role: Role) -> 
     """Run one end until it stops, and exit with the code that tells how it ended."""
     import trio
 
+    from gapconn import garbage
     from gapconn.config import load_pair
     from gapconn.logs import configure_logging
 
@@ -319,10 +317,7 @@ def _serve(serve: Callable[[Pair], Awaitable[None]], file: Path, role: Role) -> 
         _print_problems(error.problems)
         sys.exit(EXIT_USAGE)
     configure_logging(pair.log)
-    # Batches are many small objects without cycles, which the collector would walk through over and over: up to an
-    # eighth of all work. What has cycles here is rare and small.
-    gc.freeze()
-    gc.set_threshold(GARBAGE_THRESHOLD, 20, 100)
+    garbage.settle()
     try:
         trio.run(serve, pair)
     except BaseException as error:  # the groups of Trio's nurseries may hold a KeyboardInterrupt beside others

@@ -210,8 +210,8 @@ class Link:
     )
     rate: BitsPerSecond = option(
         default=BitsPerSecond(1_000_000_000),
-        help="What the ingress sends at most, all headers counted. Nothing tells a blind sender that it is too fast: "
-        "keep this below what the gap and the egress can take.",
+        help="What the ingress sends at most, over any 10 ms, all headers counted. Nothing tells a blind sender that "
+        "it is too fast: keep this below what the gap and the egress can take.",
         allowed='at least "9600 bit/s", or 0 or "unlimited" for no pacing',
         validator=_rate_is_usable,
     )

@@ -3,7 +3,8 @@
     source ──batches──▶ fragmenter ──volleys──▶ sender ══ gap
                            heartbeat ──volleys────┘
 
-Each box is a task, each arrow a bounded memory channel: a slow link slows the source down. What a task decides about
+Each box is a task, each arrow a bounded memory channel: a slow link slows the source down. Where the tasks behind an
+arrow are idle, a small batch need not wait for their turn: the task before does their work. What a task decides about
 the protocol, it asks `LinkSender`. When the process is told to stop, the source stops reading, what is held is sent,
 the source acknowledges it, and Shutdown is the last thing that is said.
 """
@@ -33,6 +34,9 @@ BATCHES_HELD_MAX = 4
 VOLLEY_BURSTS_MAX = 6
 """Bursts that travel together: a hop between tasks is paid once for all of them."""
 VOLLEYS_HELD_MAX = 1
+SMALL_BATCH_RECORDS = 16
+SMALL_BATCH_BYTES = 8192
+"""Up to here a batch may be passed through at once: it makes a burst or two, and slabs for a volley are free then."""
 SLABS = VOLLEY_BURSTS_MAX * (VOLLEYS_HELD_MAX + 2)
 """One volley being built, those held, and one being sent."""
 
@@ -68,6 +72,15 @@ def burst_datagrams_at(link: Link) -> int:
     if not link.rate_bps:
         return ROWS_MAX
     return max(1, min(ROWS_MAX, int(link.rate_bps * link.heartbeat_interval_s / 16 / 8 / link.mtu_bytes)))
+
+
+def _is_small(batch: Batch) -> bool:
+    """Whether it is told at a glance that all of `batch` takes a few datagrams."""
+    if len(batch.parts) != 1:
+        return not batch.parts
+    (part,) = batch.parts
+    values = part.values if isinstance(part, Records) else [part.data]
+    return len(values) <= SMALL_BATCH_RECORDS and sum(len(value or b"") for value in values) <= SMALL_BATCH_BYTES
 
 
 class Ingress:
@@ -131,7 +144,12 @@ class Ingress:
 
     async def send(self, batch: Batch, on_sent: Callable[[], None] | None = None) -> None:
         """Take a batch from the source."""
-        await self._batches_in.send(_Queued(batch, on_sent))
+        if self._idle and _is_small(batch):
+            await trio.lowlevel.checkpoint_if_cancelled()
+            self._pass_through(batch, on_sent)
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        else:
+            await self._batches_in.send(_Queued(batch, on_sent))
         self._handed_over += 1
 
     async def flush(self) -> None:
@@ -175,6 +193,40 @@ class Ingress:
             shutdown = self.core.stop()
             self._nap.cancel()
             await self._volleys_in.send(_Volley(shutdown, pooled=False))
+
+    @property
+    def _idle(self) -> bool:
+        """Whether fragmenter and sender wait for something to do, and the link is fast enough for it to matter."""
+        return (
+            self._volley_bursts == VOLLEY_BURSTS_MAX
+            and self._batches_out.statistics().tasks_waiting_receive > 0
+            and self._volleys_out.statistics().tasks_waiting_receive > 0
+        )
+
+    def _pass_through(self, batch: Batch, on_sent: Callable[[], None] | None) -> None:
+        """Do for a small batch what fragmenter and sender would do; the sender gets what has to wait."""
+        self._compose(batch)
+        bursts: list[Burst] = []
+        while self.core.bursts_left:
+            slab = self._pool.take_now()
+            burst = self.core.next_burst(slab)
+            assert burst is not None
+            if bursts or not self._send_now(burst):
+                bursts.append(burst)
+            else:
+                self._pool.give(slab)
+        if bursts:
+            self._volleys_in.send_nowait(_Volley(bursts, pooled=True, on_sent=on_sent))
+        elif on_sent is not None:
+            on_sent()
+
+    def _send_now(self, burst: Burst) -> bool:
+        """Send a burst if neither the rate nor the kernel holds it up."""
+        fitting = self._pacer.fit(trio.current_time(), burst.count, burst.datagram_bytes)
+        if fitting < burst.count or not self.socket.send_now(burst):
+            return False
+        self._pacer.sent(trio.current_time(), self._pacer.wire_bytes(burst.count, burst.datagram_bytes))
+        return True
 
     def _compose(self, batch: Batch) -> None:
         runs = [

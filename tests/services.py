@@ -150,6 +150,14 @@ class RecordingSocket:
         self.sent += [(trio.current_time(), datagram) for datagram in datagrams_of(burst)]
         self._changed.unpark_all()
 
+    def send_now(self, burst: Burst) -> bool:
+        if self.failure is not None or self.room == 0:
+            return False
+        if self.room is not None:
+            self.room -= 1
+        self.sent += [(trio.current_time(), datagram) for datagram in datagrams_of(burst)]
+        return True
+
     def make_room(self, bursts: int | None = None) -> None:
         """Take so many bursts more; None takes all from now on."""
         self.room = bursts

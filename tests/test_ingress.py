@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import socket
 from collections import Counter
@@ -219,6 +220,84 @@ async def test_a_task_that_flushes_waits_for_its_own_batch(way: Link, autojump_c
             await trio.sleep(1)
             socket_of(end).make_room()
     assert {number for number in range(30) if number % 3} <= flushed
+
+
+# Latency
+
+
+async def test_a_small_batch_that_finds_all_idle_is_sent_when_it_is_handed_over(
+    way: Link, autojump_clock: MockClock
+) -> None:
+    told: list[int] = []
+
+    async def source(outlet: Outlet) -> None:
+        await wait_all_tasks_blocked()
+        for number in range(20):
+            before = len(socket_of(end).sent)
+            await outlet.send(numbers(number, size_bytes=200), lambda number=number: told.append(number))  # type: ignore[misc]
+            assert told == list(range(number + 1))
+            assert len(socket_of(end).sent) == before + 1
+
+    end = ingress(way, source)
+    with trio.fail_after(1000):
+        await end.run()
+    assert delivered(end) == list(range(20))
+
+
+@pytest.mark.parametrize("rate_bps", [10_000_000, 1_000_000_000, 0])
+@pytest.mark.parametrize("seed", range(4))
+async def test_whatever_is_idle_or_busy_the_order_stays(
+    tmp_path: Path, rate_bps: int, seed: int, autojump_clock: MockClock
+) -> None:
+    """Small and large batches, pauses, a kernel that has no room now and then, heartbeats between all."""
+    generator = random.Random(seed)
+    told: list[int] = []
+
+    async def source(outlet: Outlet) -> None:
+        for number in range(300):
+            size_bytes = generator.choice([16, 16, 16, 1400, 5000, 9000, 100_000])
+            await outlet.send(numbers(number, size_bytes=size_bytes), lambda number=number: told.append(number))  # type: ignore[misc]
+            if generator.random() < 0.3:
+                await trio.sleep(generator.choice([0.0, 0.0001, 0.01, 0.3]))
+
+    async def kernel() -> None:
+        while True:
+            socket_of(end).make_room(generator.choice([0, 1, 5, None]))
+            await trio.sleep(generator.choice([0.0002, 0.01]))
+
+    end = ingress(link(tmp_path, rate_bps=rate_bps), source)
+    with trio.fail_after(10_000):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kernel)
+            await end.run()
+            nursery.cancel_scope.cancel()
+    assert delivered(end) == told == list(range(300))
+    sequences = [header.sequence for _, header in headers(end)]
+    assert sequences == list(range(len(sequences)))
+
+
+async def test_a_source_that_always_has_something_lets_others_have_their_turn(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    turns = 0
+
+    async def source(outlet: Outlet) -> None:
+        for number in range(100):
+            await outlet.send(numbers(number))
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    end = ingress(link(tmp_path, rate_bps=0), source)
+    with trio.fail_after(1000):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other)
+            await end.run()
+            nursery.cancel_scope.cancel()
+    assert turns >= 100
 
 
 # The end

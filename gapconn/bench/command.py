@@ -13,6 +13,7 @@ import attrs
 import click
 import trio
 
+from gapconn import garbage
 from gapconn.bench import report
 from gapconn.bench.egress import StepBook, StepResult, receive_steps
 from gapconn.bench.ingress import Step, send_steps
@@ -68,6 +69,7 @@ def run_ingress(file: Path, *, rates_bps: list[BitsPerSecond], step_s: float, si
             if step.sent is not None:
                 click.echo(report.sent_line(step))
 
+        garbage.settle()
         if trio.run(send_steps, pair, plan, tell):
             click.echo("done: the egress says what arrived")
             return 0
@@ -107,6 +109,7 @@ def run_egress(file: Path, *, as_json: bool) -> int:
             if book.strangers:
                 note(f"{book.strangers:,} messages came from an ingress that is no bench: stop it first")
 
+        garbage.settle()
         trio.run(receive)
         conclusion = report.conclude(results, pair.link)
         if as_json:

@@ -22,6 +22,10 @@ class SlabPool:
             await self._waiting.park()
         return self._free.popleft()
 
+    def take_now(self) -> Slab:
+        """A free slab. To be called where it is known that there is one."""
+        return self._free.popleft()
+
     def give(self, slab: Slab) -> None:
         """`slab` is free again."""
         self._free.append(slab)

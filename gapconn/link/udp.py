@@ -36,7 +36,7 @@ _SEGMENT = struct.Struct("=H")
 _GRO_SEGMENT = struct.Struct("=i")
 _ANCILLARY_BYTES = socket.CMSG_SPACE(_GRO_SEGMENT.size)
 
-RECEIVE_SLAB_BYTES = 4 * SLAB_BYTES
+RECEIVE_SLAB_BYTES = 8 * SLAB_BYTES
 """Room for several GRO bursts behind each other: equal datagrams then form one larger burst."""
 
 RECEIVE_DATAGRAMS_MAX = 1024
@@ -114,9 +114,20 @@ class UdpSender:
         for start in range(0, burst.count * size, size):
             await self._send(whole[start : start + size], [])
 
+    def send_now(self, burst: Burst) -> bool:
+        """Give all datagrams of `burst` to the kernel if it takes them at once; else none, and `send` knows why."""
+        if burst.count > 1 and not self.gso:
+            return False
+        segment = [(SOL_UDP, UDP_SEGMENT, _SEGMENT.pack(burst.datagram_bytes))] if burst.count > 1 else []
+        try:
+            self._socket.sendmsg([burst.bytes], segment, 0, self._target)
+        except OSError:
+            return False
+        return True
+
     async def _send(self, datagrams: memoryview, ancillary: list[tuple[int, int, bytes]]) -> bool:
         """Send in one call; False if the kernel cannot cut the burst on this path."""
-        backoff = Backoff(first_s=0.001, limit_s=1.0)
+        backoff = None
         while True:
             try:
                 self._socket.sendmsg([datagrams], ancillary, 0, self._target)
@@ -135,6 +146,7 @@ class UdpSender:
                 if error.errno not in _NO_MEMORY | _NO_ROUTE:
                     raise LinkError(f"cannot send to {self._target[0]}:{self._target[1]}: {error}") from error
                 self.stalls += 1
+                backoff = backoff or Backoff(first_s=0.001, limit_s=1.0)
                 if error.errno in _NO_ROUTE:
                     self._throttled.warning("link_not_sendable", error=str(error), tries=backoff.tries + 1)
                 await trio.sleep(backoff.failed())
@@ -153,6 +165,7 @@ class UdpReceiver:
         address: Where it listens, as the kernel says.
         gro: Whether the kernel joins datagrams.
         buffer_bytes: Receive buffer that the kernel granted.
+        drained: Whether the kernel held no more when something was received last.
     """
 
     def __init__(
@@ -185,6 +198,7 @@ class UdpReceiver:
             ) from error
         host, port = self._socket.getsockname()[:2]
         self.address = Address(host, port)
+        self.drained = True
 
     @property
     def kernel_drops(self) -> int:
@@ -195,8 +209,18 @@ class UdpReceiver:
         return dropped_datagrams(self._socket)
 
     async def wait_readable(self) -> None:
-        """Wait until something has arrived. It may turn out to be nothing: a datagram with a wrong UDP checksum."""
-        await trio.lowlevel.wait_readable(self._socket)
+        """Wait until something has arrived, or `wake` is called.
+
+        It may turn out to be nothing: a datagram with a wrong UDP checksum.
+        """
+        try:
+            await trio.lowlevel.wait_readable(self._socket)
+        except trio.ClosedResourceError:
+            await trio.lowlevel.checkpoint_if_cancelled()
+
+    def wake(self) -> None:
+        """End the wait of whoever waits now: cheaper than a cancel scope around each wait."""
+        trio.lowlevel.notify_closing(self._socket)
 
     def receive(self, slab: Slab) -> list[Burst]:
         """What has arrived and fits into `slab`, which has `RECEIVE_SLAB_BYTES`; does not wait.
@@ -207,10 +231,12 @@ class UdpReceiver:
         bursts: list[Burst] = []
         start = end = size = datagrams = 0
         room = slab.flat.data
+        self.drained = False
         while end + SLAB_BYTES <= len(room) and datagrams < RECEIVE_DATAGRAMS_MAX:
             try:
                 got, ancillary, _, _ = self._socket.recvmsg_into([room[end:]], _ANCILLARY_BYTES)
             except BlockingIOError:
+                self.drained = True
                 break
             except ConnectionError:  # an ICMP error to something that this port never sent
                 continue

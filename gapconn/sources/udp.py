@@ -27,6 +27,8 @@ _DATAGRAM_BYTES_MAX = 65_535
 _RECORD_OVERHEAD_BYTES = 32
 """Upper bound of what a record adds to an encoded batch beside its value."""
 _BATCH_OVERHEAD_BYTES = 1024
+_DATAGRAMS_AT_ONCE_MAX = 4096
+"""After so many the other tasks get their turn: a flood of what cannot be sent must not keep the source reading."""
 
 
 @attrs.frozen(kw_only=True)
@@ -109,6 +111,7 @@ class UdpSource:
             self._in_hand = batch
             await outlet.send(batch)
             self._in_hand = None
+            self._count_dropped(sock)
 
     def _read(self, sock: socket.socket, outlet: Outlet) -> Batch | None:
         """What waits in the socket, at most one batch of it; None when there is nothing."""
@@ -117,7 +120,7 @@ class UdpSource:
         values: list[bytes | None] = []
         view = memoryview(self._buffer)
         size = 0
-        while True:
+        for _ in range(_DATAGRAMS_AT_ONCE_MAX):
             try:
                 length = sock.recv_into(view)
             except BlockingIOError:
@@ -130,7 +133,6 @@ class UdpSource:
             size += length + _RECORD_OVERHEAD_BYTES
             if size >= batch_limit:
                 break
-        self._count_dropped(sock)
         if not values:
             return None
         first, self._received = self._received, self._received + len(values)

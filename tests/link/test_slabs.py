@@ -19,6 +19,15 @@ async def test_slabs_go_round() -> None:
         assert await pool.take() is first
 
 
+async def test_a_slab_that_is_known_to_be_free() -> None:
+    pool = SlabPool(2, 100)
+    first = pool.take_now()
+    second = await pool.take()
+    assert first is not second
+    pool.give(first)
+    assert pool.take_now() is first
+
+
 async def test_a_taker_waits_until_one_is_given() -> None:
     pool = SlabPool(1, 100)
     slab = await pool.take()

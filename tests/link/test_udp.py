@@ -202,6 +202,53 @@ async def test_a_flood_of_tiny_datagrams_does_not_keep_the_receiver(
     assert sum(burst.count for burst in bursts) == RECEIVE_DATAGRAMS_MAX
 
 
+async def test_it_tells_whether_the_kernel_holds_more(ways: Ways) -> None:
+    async with linked(ways) as (sender, receiver, slab):
+        for _ in range(RECEIVE_SLAB_BYTES // 65_536 + 2):
+            await sender.send(burst(some(44, 1472)))
+        await receiver.wait_readable()
+        receiver.receive(slab)
+        assert not receiver.drained
+        while receiver.receive(slab):
+            pass
+        assert receiver.drained
+
+
+async def test_a_wait_can_be_ended_and_begun_again() -> None:
+    woken: list[str] = []
+
+    async def wait(receiver: UdpReceiver, name: str) -> None:
+        await receiver.wait_readable()
+        woken.append(name)
+
+    with trio.fail_after(30), receiving() as (receiver, slab), sending(receiver.address) as sender:
+        receiver.wake()  # nobody waits
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait, receiver, "first")
+            await trio.testing.wait_all_tasks_blocked()
+            assert not woken
+            receiver.wake()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait, receiver, "second")
+            await trio.testing.wait_all_tasks_blocked()
+            assert woken == ["first"]
+            await sender.send(burst(some(1, 100)))
+        assert woken == ["first", "second"]
+        assert len(await take(receiver, slab, 1)) == 1
+
+
+@pytest.mark.parametrize("count", [1, 44])
+async def test_what_the_kernel_takes_at_once(ways: Ways, count: int) -> None:
+    sent = some(count, 1000)
+    async with linked(ways) as (sender, receiver, slab):
+        taken = sender.send_now(burst(sent))
+        assert taken == (count == 1 or sender.gso), "all or nothing, and one call"
+        if not taken:
+            await sender.send(burst(sent))
+        assert list(itertools.chain(*await take(receiver, slab, count))) == sent
+        assert receiver.receive(slab) == []
+
+
 # What the kernel refuses
 
 
@@ -286,6 +333,20 @@ async def test_a_full_send_buffer_is_waited_for(patched_socket: Callable[..., No
             await sender.send(burst(sent))
         assert list(itertools.chain(*await take(receiver, slab, 3))) == sent
         assert sender.stalls == 0
+
+
+@pytest.mark.parametrize("error", [BlockingIOError(), OSError(errno.ENOBUFS, "no"), OSError(errno.EMSGSIZE, "no")])
+async def test_what_cannot_be_sent_at_once_is_left_to_send(error: OSError, patched_socket: Callable[..., None]) -> None:
+    sent = some(3, 500)
+    with trio.fail_after(30), receiving() as (receiver, slab):
+        patched_socket(sendmsg=failing(error))
+        with sending(receiver.address) as sender:
+            if not sender.gso:
+                pytest.skip("this kernel has no UDP_SEGMENT")
+            assert not sender.send_now(burst(sent))
+            assert receiver.receive(slab) == []
+            assert sender.send_now(burst(sent))
+        assert list(itertools.chain(*await take(receiver, slab, 3))) == sent
 
 
 @pytest.mark.req("GC-WIRE-6")

@@ -160,3 +160,24 @@ async def test_an_address_in_use_is_an_error_that_names_it() -> None:
         listen = Address(*taken.getsockname())
         with pytest.raises(SourceError, match=f"cannot listen on {listen}: .*in use"):
             await UdpSource(UdpSourceConfig(listen=listen), make_context()).run(RecordingOutlet())
+
+
+async def test_a_flood_of_datagrams_that_are_too_large_does_not_keep_it_from_yielding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Flooded(socket.socket):
+        def recv_into(self, *_: object) -> int:
+            return 5000
+
+    monkeypatch.setattr("gapconn.sources.udp.socket.socket", Flooded)
+    context, outlet = make_context(), RecordingOutlet(batch_bytes=2000, batch_bytes_max=4000)
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(UdpSource(UdpSourceConfig(listen=ANY_PORT), context).run, outlet)
+            await wait_all_tasks_blocked()
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+                peer.sendto(b"it begins", address_of(context))
+            while context.counters["too_large"] < 10_000:
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+    assert outlet.batches == []
