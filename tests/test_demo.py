@@ -29,7 +29,7 @@ from gapconn.demo.plan import Phase, durations
 from gapconn.demo.processes import DemoError, Process
 from gapconn.demo.report import print_summary
 
-TIME_LIMIT_S = 120
+TIME_LIMIT_S = 400
 
 
 @contextmanager

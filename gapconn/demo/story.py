@@ -19,8 +19,8 @@ from gapconn.demo.processes import DemoError, Process, address_said, free_udp_po
 from gapconn.units import Address
 
 LOOK_INTERVAL_S: Final = 0.2
-EVENT_TIMEOUT_S: Final = 30.0
-CLEAN_UP_TIMEOUT_S: Final = 15.0
+EVENT_TIMEOUT_S: Final = 75.0
+CLEAN_UP_TIMEOUT_S: Final = 45.0
 
 
 class Story:

@@ -103,7 +103,7 @@ class KafkaSinkConfig:
         help="Add the header gapconn-origin, a unique id: cluster/topic/partition/offset of the record at its source.",
     )
     in_flight_bytes: Bytes = option(
-        default=Bytes(16 << 20), help="How much may be on its way to the brokers without acknowledgement."
+        default=Bytes(8 << 20), help="How much may be on its way to the brokers without acknowledgement."
     )
     client: dict[str, Any] = option(
         factory=dict, secret=True, help="Any further setting of librdkafka, such as those for TLS and SASL."
