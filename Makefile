@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PYTEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench docs lock clean
+.PHONY: help demo test lint format bench sweep plots docs lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,8 +43,27 @@ format: $(VENV)/ready  ## put the code into its form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/ready  ## measure, as ratios to plain programs in the same run
-	$(BIN)/python -m bench
+bench: $(VENV)/ready  ## measure, as ratios to plain programs in the same run (15 minutes)
+	@mkdir -p build
+	$(BIN)/python -m bench --json build/bench.json
+
+sweep: $(VENV)/ready  ## measure throughput by MTU, repair and security (6 minutes)
+	@mkdir -p build
+	$(BIN)/python -m bench.sweep --json build/sweep.json
+
+$(VENV)/plots-ready: $(VENV)/ready requirements-bench.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
+	@touch $@
+
+build/bench.json:
+	$(MAKE) bench
+
+build/sweep.json:
+	$(MAKE) sweep
+
+plots: $(VENV)/plots-ready build/bench.json build/sweep.json  ## put what bench and sweep measured into docs/
+	$(BIN)/python -m bench.plots build/bench.json build/sweep.json docs/plots
+	$(BIN)/python -m bench.table build/bench.json docs/performance.md
 
 docs: $(VENV)/ready  ## write again what is generated in docs/ and spec/
 	$(BIN)/python -m gapconn.reference > docs/configuration.md
@@ -53,6 +72,8 @@ docs: $(VENV)/ready  ## write again what is generated in docs/ and spec/
 lock:  ## resolve the dependencies anew into requirements.lock (needs uv)
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
 	  --quiet --no-header --output-file requirements.lock
+	uv pip compile pyproject.toml --group bench --universal --python-version 3.11 --generate-hashes \
+	  --constraint requirements.lock --quiet --no-header --output-file requirements-bench.lock
 
 clean:  ## remove what was set up and built
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

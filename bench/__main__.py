@@ -1,51 +1,63 @@
-"""Run the benchmarks and print a table: `python -m bench [NAME ...] [--rounds N]`."""
+"""Measure whole pairs against plain programs, and print a table: `python -m bench [NAME ...]`."""
 
 from __future__ import annotations
 
 import argparse
-import platform
-import statistics
+import json
 import sys
-from collections.abc import Callable
+import time
+import traceback
+from pathlib import Path
+from typing import Any
 
-from bench import generate_discard, kafka_kafka, tcp_tcp
-from bench.measure import Figure
+import attrs
 
-BENCHES: dict[str, Callable[[], tuple[Figure, Figure]]] = {
-    "generate": generate_discard.run,
-    "tcp": tcp_tcp.run,
-    "kafka": kafka_kafka.run,
-}
+from bench import machine, table
+from bench.row import Effort, Result
+from bench.rows import ROWS
 
 
 def main() -> int:
-    """Each benchmark measures the pair and its yardstick in turn; the ratio is taken round by round."""
+    """Exit code 0 when everything could be measured, whatever the figures are."""
+    names = [row.name for row in ROWS]
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(BENCHES)} (default: all)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of each (default 3)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which rows: {', '.join(names)} (default: all)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each row (default 3)")
+    parser.add_argument(
+        "--seconds", type=float, default=3, help="length of a trial (default 3); the row `paced` takes 20 times as long"
+    )
+    parser.add_argument(
+        "--bytes", type=float, default=10e9, help="what crosses in the rows `loss` and `bursts` (default 10e9)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured to this file")
     arguments = parser.parse_args()
-    unknown = set(arguments.names) - BENCHES.keys()
-    if unknown:
-        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
+    if unknown := sorted(set(arguments.names) - set(names)):
+        parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(names)}")
+    effort = Effort(rounds=arguments.rounds, seconds=arguments.seconds, total_bytes=int(arguments.bytes))
 
-    print(f"Python {platform.python_version()}, {platform.machine()}, Linux {platform.release()}", file=sys.stderr)
-    print("| what | pair | plain program | ratio (median, range) | lost |")
-    print("| --- | --- | --- | --- | --- |")
-    for name in arguments.names or BENCHES:
-        rounds = [BENCHES[name]() for _ in range(arguments.rounds)]
-        ratios = [pair.value / plain.value for pair, plain in rounds]
-        pair, plain = (_median([r[i] for r in rounds]) for i in (0, 1))
-        lost = max(r[0].lost for r in rounds)
-        print(
-            f"| {pair.what} | {pair} | {plain} | "
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) | {lost} |",
-            flush=True,
-        )
-    return 0
+    before = machine.facts()
+    print("\n".join(table.head(before)), flush=True)
+    rows: list[dict[str, Any]] = []
+    for row in ROWS:
+        if row.name in (arguments.names or names):
+            started_s = time.monotonic()
+            try:
+                result = row.measure(effort)
+            except Exception as error:
+                traceback.print_exc()
+                result = Result(row=row, rounds=[], failure=f"{type(error).__name__}: {error}")
+            rows.append({**result.facts(), "took_s": time.monotonic() - started_s})
+            print("\n".join(table.lines(rows[-1])), flush=True)
+    print(table.memory_line(rows))
+    if arguments.json:
+        everything: dict[str, Any] = {
+            "machine": {**before, "load_1min_after": machine.facts()["load_1min"]},
+            "effort": attrs.asdict(effort),
+            "rows": rows,
+        }
+        arguments.json.write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n")
+    return int(any(row["failure"] for row in rows))
 
 
-def _median(figures: list[Figure]) -> Figure:
-    return sorted(figures, key=lambda figure: figure.value)[len(figures) // 2]
-
-
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

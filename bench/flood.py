@@ -11,12 +11,11 @@ import random
 import socket
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import attrs
 
-from bench.measure import Pair, running_pair, wait_until_still
+from bench.measure import Pair, peak_bytes, running_pair, wait_until_still
 from gapconn.protocol.wire import Header, check_of, encode_datagram
 
 POOL = 20_000
@@ -33,9 +32,12 @@ def main() -> int:
     source = 'type = "generate"\nsize_bytes = 1024\nrate = "20 Mbit/s"'
     with running_pair(source, 'type = "discard"', rate="100 Mbit/s") as pair:
         pair.wait_active()
-        before, memory_before = pair.status("egress"), _resident_mib(pair)
+        before, memory_before = pair.status("egress"), peak_bytes(pair.egress.pid) / 2**20
         thrown = _throw(pair, count, arguments.rate, before["link_id"], before["epoch"])
-        after, memory_after = wait_until_still(lambda: None) or pair.status("egress"), _resident_mib(pair)
+        after, memory_after = (
+            wait_until_still(lambda: None) or pair.status("egress"),
+            peak_bytes(pair.egress.pid) / 2**20,
+        )
         pair.ingress.terminate()
         pair.ingress.wait(30)
         end = wait_until_still(lambda: pair.status("egress")["received"]) and pair.status("egress")
@@ -45,7 +47,7 @@ def main() -> int:
     print(
         f"thrown {thrown:,}; received by the program {end['received']['datagrams']:,}; dropped by the kernel {kernel:,}"
     )
-    print(f"resident memory of the egress: {memory_before:.0f} MiB before, {memory_after:.0f} MiB after")
+    print(f"most resident memory of the egress: {memory_before:.0f} MiB before, {memory_after:.0f} MiB after")
     print(
         f"good datagrams used {good:,}; records verified {end['sink']['verified']:,}, "
         f"{after['sink']['verified'] - before['sink']['verified']:,} of them while the flood ran; "
@@ -110,13 +112,6 @@ def _hostile(chance: random.Random, link_id: int, epoch: int) -> bytes:
     }
     covered = attrs.evolve(header, **absurd).pack() + good[48:-8]
     return covered + check_of(covered).to_bytes(8, "big")
-
-
-def _resident_mib(pair: Pair) -> float:
-    for line in Path(f"/proc/{pair.egress.pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError("the kernel does not tell the resident memory")
 
 
 if __name__ == "__main__":

@@ -1,77 +1,46 @@
-"""generate → gap → discard at MTU 1500: the highest rate without loss, against plain UDP bursts without a protocol."""
+"""generate → gap → discard: self-checking records through a pair, at a given rate of its link."""
 
 from __future__ import annotations
 
-import multiprocessing
-import socket
 import time
-from multiprocessing.connection import Connection
+from typing import Any
 
-from bench.measure import Figure, running_pair, wait_until_still
+from bench.measure import Figure, Pair, lost, rebuilt, running_pair, wait_for
 
 RECORD_BYTES = 65_536
-SECONDS = 3
-RATES_GBPS = (12, 10, 8, 7, 6, 5, 4, 3, 2)
-SEGMENT_BYTES = 1472
-BURST = bytes(SEGMENT_BYTES * 44)
 
 
-def run() -> tuple[Figure, Figure]:
-    """The pair at the highest of some rates at which nothing is lost; plain bursts as fast as they are received."""
-    for rate in RATES_GBPS:
-        figure = _pair(rate)
-        if not figure.lost:
-            break
-    return figure, _plain()
-
-
-def _pair(rate_gbps: int) -> Figure:
-    count = rate_gbps * SECONDS * 1_000_000_000 // 8 // RECORD_BYTES
-    source = f'type = "generate"\nsize_bytes = {RECORD_BYTES}\ncount = {count}'
-    with running_pair(source, 'type = "discard"', rate=f"{rate_gbps} Gbit/s") as pair:
+def carry(rate_bps: int, seconds: float, *, mtu_bytes: int = 1500, link: str = "") -> Figure:
+    """What the sink has verified per second, in a window of some seconds while records flow."""
+    source = f'type = "generate"\nsize_bytes = {RECORD_BYTES}'
+    with running_pair(source, 'type = "discard"', rate=rate_bps, mtu_bytes=mtu_bytes, link=link) as pair:
         pair.wait_active()
-        started = time.monotonic()
-        pair.ingress.wait(60)
-        took = time.monotonic() - started
-        sink = wait_until_still(lambda: pair.status("egress")["sink"])
-    lost = count - sink["verified"]
+        wait_for(lambda: pair.status("egress")["sink"]["verified"], "records arrive")
+        pair.count_cpu()
+        before = pair.status("egress")
+        time.sleep(seconds)
+        after = pair.status("egress")
+        moved_bytes = after["sink"]["bytes"] - before["sink"]["bytes"]
+        cpu = pair.cpu_s_per_gb(moved_bytes)
+        end = drain(pair)
     return Figure(
-        what="generate → discard, 64 KiB records, MTU 1500",
-        value=sink["verified"] * RECORD_BYTES * 8 / took / 1e9,
+        what=f"generate → discard, records of 64 KiB, MTU {mtu_bytes}",
+        value=moved_bytes * 8 / (after["uptime_s"] - before["uptime_s"]) / 1e9,
         unit="Gbit/s",
-        lost=lost,
+        lost=lost(end) + unverified(end),
+        rate_bps=rate_bps,
+        cpu_s_per_gb=cpu,
+        detail={"missed": end["missed"], "rebuilt": rebuilt(end), "bytes": end["sink"]["bytes"]},
     )
 
 
-def _plain() -> Figure:
-    """One process sends bursts by GSO, one receives them by GRO; nothing is built, checked or kept."""
-    ours, theirs = multiprocessing.Pipe()
-    receiver = multiprocessing.Process(target=_receive, args=(theirs,))
-    receiver.start()
-    port = ours.recv()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-        segment = [(17, 103, SEGMENT_BYTES.to_bytes(2, "little"))]
-        deadline = time.monotonic() + SECONDS
-        while time.monotonic() < deadline:
-            sender.sendmsg([BURST], segment, 0, ("127.0.0.1", port))
-    got, took = ours.recv()
-    receiver.join()
-    return Figure(what="plain UDP bursts", value=got * 8 / took / 1e9, unit="Gbit/s")
+def drain(pair: Pair) -> dict[str, Any]:
+    """End the ingress; the status of the egress when everything that was under way has arrived."""
+    pair.end_ingress()
+    return pair.settled()
 
 
-def _receive(pipe: Connection) -> None:
-    buffer = bytearray(65_536)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
-        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-        receiver.setsockopt(17, 104, 1)
-        receiver.bind(("127.0.0.1", 0))
-        pipe.send(receiver.getsockname()[1])
-        total = receiver.recv_into(buffer)
-        started = last = time.monotonic()
-        receiver.settimeout(1)
-        try:
-            while True:
-                total += receiver.recv_into(buffer)
-                last = time.monotonic()
-        except TimeoutError:
-            pipe.send((total, last - started))
+def unverified(egress: dict[str, Any]) -> int:
+    """Records that the ingress announced at its end, and that the sink did not verify, or more than once."""
+    sink, announced = egress["sink"], egress["announced"]
+    return int(abs(announced["records"] - sink["verified"]) + sink["damaged"] + sink["duplicates"] + sink["missing"])

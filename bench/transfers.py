@@ -7,14 +7,13 @@ import contextlib
 import hashlib
 import os
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
-from bench.measure import Pair, free_port, running_pair
+from bench.measure import Pair, free_port, peak_bytes, running_pair
 
 CHUNK_BYTES = 1 << 20
 
@@ -111,15 +110,8 @@ def _digest(path: Path) -> str:
 
 
 def _peaks(pair: Pair) -> tuple[float, float]:
-    return _peak(pair.ingress), _peak(pair.egress)
-
-
-def _peak(process: subprocess.Popen[bytes]) -> float:
-    """Most resident memory so far, in MiB."""
-    for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError("the kernel does not tell the peak of resident memory")
+    """Most resident memory of ingress and egress so far, in MiB."""
+    return peak_bytes(pair.ingress.pid) / 2**20, peak_bytes(pair.egress.pid) / 2**20
 
 
 def _row(what: str, size_bytes: int, same: bool, took: float, memory: tuple[float, float]) -> None:

@@ -416,7 +416,7 @@ def public_values(config: Any) -> dict[str, Any]:
 _SECTIONS = ("link", "source", "sink", "admin", "log")
 
 
-def load_pair(path: Path, environ: Mapping[str, str], *, role: Role | None = None) -> Pair:
+def load_pair(path: Path, environ: Mapping[str, str], *, role: Role | None = None, link_only: bool = False) -> Pair:
     """Read the configuration of a pair from the TOML file at `path`, overridden by `environ`.
 
     Args:
@@ -424,6 +424,7 @@ def load_pair(path: Path, environ: Mapping[str, str], *, role: Role | None = Non
         environ: The environment: overrides (`GAPCONN_...`), and what `${NAME}` stands for.
         role: Which end reads it. It needs its own section, and does not care what is wrong with the other end's, which
             becomes None. Without a role both are read where they exist.
+        link_only: Neither `[source]` nor `[sink]` is needed; both become None, whatever is wrong with them.
 
     Raises:
         ConfigError: with every problem that was found.
@@ -440,6 +441,10 @@ def load_pair(path: Path, environ: Mapping[str, str], *, role: Role | None = Non
         admin = structure(Admin, tables["admin"], label=f"{path}: admin", problems=problems["admin"])
     log = structure(Log, tables.get("log", {}), label=f"{path}: log", problems=problems["log"])
 
+    if link_only:
+        for section in ("source", "sink"):
+            tables.pop(section, None)
+            problems[section].clear()
     source = _read_end(_SOURCE, path, tables, role, problems["source"])
     sink = _read_end(_SINK, path, tables, role, problems["sink"])
     if source is not None and sink is not None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import structlog
 import trio
@@ -52,8 +52,17 @@ class End(Protocol):
         """What is not done, when the grace time was spent."""
 
 
-async def serve_ingress(pair: Pair) -> None:
+Companion: TypeAlias = Callable[..., Awaitable[object]]
+"""A task beside an end, which it gets as its argument. The end starts when it calls `task_status.started()`, and when
+the end is over, it is cancelled."""
+
+
+async def serve_ingress(pair: Pair, *, companion: Companion | None = None) -> None:
     """Run the ingress of `pair` until its source ends or a signal asks it to stop.
+
+    Args:
+        pair: Must have a source.
+        companion: A task that runs beside it.
 
     Raises:
         GapconnError: it cannot start, or cannot go on.
@@ -113,7 +122,7 @@ async def serve_ingress(pair: Pair) -> None:
                 key_watch=key_watch,
                 sleep_until=alarm.sleep_until,
             )
-            await _run_until_stopped(ingress, IngressView(ingress))
+            await _run_until_stopped(ingress, IngressView(ingress), companion)
         finally:
             alarm.close()
             udp.close()
@@ -121,8 +130,12 @@ async def serve_ingress(pair: Pair) -> None:
         state.close()
 
 
-async def serve_egress(pair: Pair) -> None:
+async def serve_egress(pair: Pair, *, companion: Companion | None = None) -> None:
     """Run the egress of `pair` until a signal asks it to stop.
+
+    Args:
+        pair: Must have a sink.
+        companion: A task that runs beside it.
 
     Raises:
         GapconnError: it cannot start, or cannot go on.
@@ -164,7 +177,7 @@ async def serve_egress(pair: Pair) -> None:
                 resumes_epoch=resume.epoch if resume else None,
             )
             egress = Egress(pair, pair.sink, core, udp, state, resume=resume, key_watch=key_watch)
-            await _run_until_stopped(egress, EgressView(egress))
+            await _run_until_stopped(egress, EgressView(egress), companion)
         finally:
             udp.close()
     finally:
@@ -179,7 +192,7 @@ async def _watch_keys(pair: Pair) -> KeyWatch | None:
     return await trio.to_thread.run_sync(lambda: KeyWatch(Path(security.key_file), log=log))
 
 
-async def _run_until_stopped(end: End, view: AdminView) -> None:
+async def _run_until_stopped(end: End, view: AdminView, companion: Companion | None) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_on_signal, end, signals, nursery, name=f"{view.role}.signals")
@@ -188,6 +201,8 @@ async def _run_until_stopped(end: End, view: AdminView) -> None:
                 end.log.info("admin_listening", address=str(bound))
             if end.key_watch is not None:
                 nursery.start_soon(end.key_watch.run, end.use_keys, name=f"{view.role}.keys")
+            if companion is not None:
+                await nursery.start(companion, end)
             await end.run()
             nursery.cancel_scope.cancel()
 

@@ -81,7 +81,20 @@ def test_the_command_is_installed() -> None:
     assert script.load() is main
 
 
-@pytest.mark.parametrize("command", [[], ["ingress"], ["egress"], ["check"], ["demo"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["ingress"],
+        ["egress"],
+        ["check"],
+        ["demo"],
+        ["bench"],
+        ["bench", "ingress"],
+        ["bench", "egress"],
+        ["bench", "local"],
+    ],
+)
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_has_an_example(command: list[str], flag: str) -> None:
     result = run(*command, flag)

@@ -69,12 +69,13 @@ class DiscardSink:
         """Count until the inlet ends, then log the sum."""
         try:
             async for delivery in inlet:
-                self._count(delivery)
+                self.count(delivery)
                 delivery.accept()
         finally:
             self._context.log.info("discard_finished", **self._status)
 
-    def _count(self, delivery: Delivery) -> None:
+    def count(self, delivery: Delivery) -> None:
+        """Take a delivery into account."""
         status = self._status
         for part in delivery.batch.parts:
             if isinstance(part, Records):

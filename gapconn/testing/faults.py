@@ -52,6 +52,10 @@ class FaultPlan:
     """
 
     drop: float = attrs.field(default=0.0, validator=_probability)
+    burst: int = attrs.field(default=0, validator=attrs.validators.ge(0))
+    """So many consecutive datagrams are lost,"""
+    burst_every: int = attrs.field(default=1000, validator=attrs.validators.ge(1))
+    """and then so many are not, give or take a half at random."""
     duplicate: float = attrs.field(default=0.0, validator=_probability)
     """The copy follows directly, and is never corrupted."""
     reorder: float = attrs.field(default=0.0, validator=_probability)
@@ -170,6 +174,30 @@ class _Marks:
             self.advance()
 
 
+class _Bursts:
+    """The numbers of the datagrams that are lost together."""
+
+    def __init__(self, rng: random.Random, length: int, every: int) -> None:
+        self._rng = rng
+        self._length = length
+        self._every = every
+        self.first: float = math.inf
+        """Of this burst, or of the next one."""
+        self.end: float = math.inf
+        """Behind its last."""
+        if length:
+            self._begin_after(0)
+
+    def _begin_after(self, number: float) -> None:
+        self.first = number + self._rng.randint(self._every - self._every // 2, self._every + self._every // 2)
+        self.end = self.first + self._length
+
+    def skip_to(self, number: int) -> None:
+        """Go to the first burst that does not end before `number`."""
+        while self.end <= number:
+            self._begin_after(self.end)
+
+
 class _Fate(Enum):
     DROP = "drop"
     HOLD = "reorder"
@@ -201,6 +229,7 @@ class Faults:
         self._fate_total = min(1.0, plan.drop + plan.reorder + plan.duplicate)
         self._fated = _Marks(random.Random(f"{plan.seed} fate"), self._fate_total)
         self._corrupted = _Marks(random.Random(f"{plan.seed} corrupt"), plan.corrupt)
+        self._bursts = _Bursts(random.Random(f"{plan.seed} burst"), plan.burst, plan.burst_every)
         self._jitter_rng = random.Random(f"{plan.seed} jitter")
         self._passed = 0
         self._held: list[_Held] = []
@@ -232,15 +261,27 @@ class Faults:
         if is_off or not self._switch.faults:
             self._fated.skip_to(end)
             self._corrupted.skip_to(end)
+            self._bursts.skip_to(end)
         if is_off:
             self._counts.cut += count
-        elif self._fated.next >= end and self._corrupted.next >= end and self._next_release > self._passed + count:
-            self._passed += count
-            self._put(data, segment_bytes if count > 1 else size, count)
-        else:
-            for number in range(first, end):
-                start = (number - first) * segment_bytes
-                self._one(number, data[start : start + segment_bytes], now)
+            return
+        number = first
+        while number < end:
+            # What nothing happens to travels as it came; most of it does.
+            untouched = min(self._untouched(number), end - number)
+            start, stop = (number - first) * segment_bytes, (number - first + max(untouched, 1)) * segment_bytes
+            part = data[start:stop]
+            if untouched:
+                self._passed += untouched
+                self._put(part, segment_bytes if untouched > 1 else len(part), untouched)
+            else:
+                self._one(number, part, now)
+            number += max(untouched, 1)
+
+    def _untouched(self, number: int) -> int:
+        """How many datagrams from `number` on just pass; of those that come after a held one at most up to it."""
+        touched = min(self._fated.next, self._corrupted.next, max(self._bursts.first, number))
+        return int(min(touched - number, self._next_release - self._passed - 1, _TRAIN_DATAGRAMS_MAX))
 
     def outgoing(self, now: float) -> list[Train]:
         """What is to be sent at this time."""
@@ -271,6 +312,7 @@ class Faults:
         return not self._switch.on or any(start <= now < end for start, end in self._outages)
 
     def _one(self, number: int, datagram: memoryview, now: float) -> None:
+        self._bursts.skip_to(number)
         fate, depth = None, 0
         if number == self._fated.next:
             fate, depth = self._fate(self._fated.draw * self._fate_total)
@@ -279,7 +321,7 @@ class Faults:
         if number == self._corrupted.next:
             flip = self._corrupted.draw
             self._corrupted.advance()
-        if fate is _Fate.DROP:
+        if fate is _Fate.DROP or number >= self._bursts.first:
             self._counts.dropped += 1
             return
         came_out = datagram if flip is None or not datagram else self._with_a_bit_flipped(datagram, flip)

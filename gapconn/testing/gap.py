@@ -276,6 +276,8 @@ _SECONDS: Final = _parsed(units.parse_seconds)
 @click.argument("listen", callback=_ADDRESS)
 @click.argument("target", callback=_ADDRESS)
 @click.option("--drop", type=float, default=0.0, help="Probability that a datagram is lost.")
+@click.option("--burst", type=int, default=0, help="So many consecutive datagrams are lost,")
+@click.option("--burst-every", type=int, default=1000, help="and then about so many are not.")
 @click.option("--duplicate", type=float, default=0.0, help="Probability that a datagram comes twice.")
 @click.option("--reorder", type=float, default=0.0, help="Probability that a datagram is held back.")
 @click.option("--reorder-depth", type=int, default=8, help="It follows after 1 to so many later ones,")
@@ -304,6 +306,8 @@ def main(
     target: Address,
     *,
     drop: float,
+    burst: int,
+    burst_every: int,
     duplicate: float,
     reorder: float,
     reorder_depth: int,
@@ -329,6 +333,8 @@ def main(
     try:
         plan = FaultPlan(
             drop=drop,
+            burst=burst,
+            burst_every=burst_every,
             duplicate=duplicate,
             reorder=reorder,
             reorder_depth=reorder_depth,

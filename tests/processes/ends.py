@@ -184,18 +184,18 @@ class Ends:
     def start(
         self,
         role: str,
-        *,
+        *arguments: str,
         environ: Mapping[str, str] | None = None,
         stdin: int = subprocess.DEVNULL,
         stdout: Path | None = None,
     ) -> End:
-        """Start an end; `stdin` may be `subprocess.PIPE`, `stdout` is appended to."""
+        """Start an end, with arguments before the file; `stdin` may be `subprocess.PIPE`, `stdout` is appended to."""
         name = f"{role} {len(self.running)}"
         log_file = self.directory / f"{name.replace(' ', '-')}.log"
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("GAPCONN_")}
         with log_file.open("wb") as log, (stdout or Path(os.devnull)).open("ab") as standard_out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "gapconn", role, str(self.file)],
+                [sys.executable, "-m", "gapconn", role, *arguments, str(self.file)],
                 stdin=stdin,
                 stdout=standard_out,
                 stderr=log,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Iterable
@@ -70,6 +71,8 @@ def _assert_accounted_for(counts: GapCounts) -> None:
         {"drop": 1.1},
         {"corrupt": float("nan")},
         {"duplicate": 2},
+        {"burst": -1},
+        {"burst_every": 0},
         {"reorder": -1},
         {"reorder_depth": 0},
         {"reorder_hold_s": float("inf")},
@@ -131,6 +134,8 @@ def test_what_comes_together_leaves_in_few_sends() -> None:
 plans = st.builds(
     FaultPlan,
     drop=st.sampled_from([0, 0.01, 0.2, 0.4]),
+    burst=st.sampled_from([0, 0, 1, 30]),
+    burst_every=st.sampled_from([1, 40, 300]),
     duplicate=st.sampled_from([0, 0.01, 0.2, 0.3]),
     reorder=st.sampled_from([0, 0.01, 0.2, 0.3]),
     reorder_depth=st.sampled_from([1, 3, 50]),
@@ -173,7 +178,7 @@ def test_every_datagram_is_accounted_for_and_what_comes_out_is_what_was_counted(
 
 @given(plan=plans)
 def test_corruption_flips_one_bit_and_copies_stay_clean(plan: FaultPlan) -> None:
-    gap = Gap(attrs.evolve(plan, drop=0.0))
+    gap = Gap(attrs.evolve(plan, drop=0.0, burst=0))
     sent = [bytes(SIZE)] * 200
     out = gap.pass_through(sent, 5) + gap.end()
     ones = Counter(int.from_bytes(datagram, "big").bit_count() for datagram in out)
@@ -203,6 +208,20 @@ def test_faults_are_as_frequent_as_asked(kind: str, counted: str, probability: f
     expected = total * probability
     tolerance = 5 * (total * probability * (1 - probability)) ** 0.5  # five standard deviations
     assert abs(getattr(gap.counts, counted) - expected) <= tolerance
+
+
+@pytest.mark.parametrize("group", [1, 7, 64])
+def test_bursts_are_as_long_and_as_far_apart_as_asked(group: int) -> None:
+    gap = Gap(FaultPlan(burst=30, burst_every=100, seed=1))
+    out = [int.from_bytes(datagram, "big") for datagram in gap.pass_through(_numbered(20_000), group)]
+    missing = [after - before - 1 for before, after in itertools.pairwise(out)]
+    bursts = [at for at, lost in enumerate(missing) if lost]
+    assert {missing[at] for at in bursts} == {30}
+    between = {after - before for before, after in itertools.pairwise(bursts)}
+    assert 50 <= min(between) < 75
+    assert 125 < max(between) <= 150
+    assert 150 <= len(bursts) == gap.counts.dropped // 30 <= 157
+    assert gap.counts.forwarded == len(out)
 
 
 def test_corruption_does_not_change_what_else_happens() -> None:
