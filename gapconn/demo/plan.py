@@ -75,6 +75,7 @@ batch_bytes = {BATCH_BYTES}
 heartbeat_interval = "{HEARTBEAT_S} s"
 interruption_timeout = "{INTERRUPTION_S} s"
 state_directory = "{state_directory}"
+fec = {{ repair = 0 }}  # so that there are losses to be seen
 
 {sections}
 [admin]

@@ -18,9 +18,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
-from gapconn.errors import LocalProtocolError
+from gapconn.errors import LocalProtocolError, RemoteProtocolError
 from gapconn.protocol import (
     envelope,
+    fec,
     fragmenter,
     positions,
     protection,
@@ -30,6 +31,7 @@ from gapconn.protocol import (
     sequence,
     states,
 )
+from gapconn.protocol.buffers import Workspace
 from gapconn.protocol.envelope import Message, Run
 from gapconn.protocol.events import ConflictDetected
 from gapconn.protocol.follower import Follower
@@ -514,6 +516,89 @@ def positions_are_not_summed_up_before_the_end(patch: Patch) -> None:
 
 def positions_are_not_summed_up_when_idle(patch: Patch) -> None:
     patch.setattr(LinkSender, "_idle_summaries", lambda self, now_s: [])
+
+
+# -- fec.md ---------------------------------------------------------------------------------------------------
+
+
+def symbols_are_numbered_block_by_block(patch: Patch) -> None:
+    """Blocks of consecutive symbols: a burst would hit one of them alone."""
+
+    def consecutive(codec: fec.Codec, source: fec.Bytes2D, repair: fec.Bytes2D, blocks: int) -> None:
+        size = -(-len(source) // blocks)
+        order = [i for b in range(size) for i in range(b, len(source), size)]
+        encode(codec, np.ascontiguousarray(source[order]), repair, blocks)
+
+    encode = fec.encode
+    patch.setattr(fec, "encode", consecutive)
+
+
+def there_are_more_blocks_than_announced(patch: Patch) -> None:
+    cut_of = fragmenter.cut_of
+
+    def small(message_bytes: int, symbol_bytes_max: int, rows_max: int, repair_share: int) -> Cut:
+        cut = cut_of(message_bytes, symbol_bytes_max, rows_max, repair_share)
+        return attrs.evolve(cut, blocks=min(cut.symbols, cut.blocks + 1)) if repair_share else cut
+
+    patch.setattr(sender, "cut_of", small)
+
+
+def the_matrix_is_another_one(patch: Patch) -> None:
+    matrix = fec.repair_matrix
+
+    def shifted(block_symbols: int, repairs: int) -> fec.Bytes2D:
+        return np.ascontiguousarray(matrix(block_symbols, repairs)[::-1])
+
+    patch.setattr(fec, "repair_matrix", shifted)
+
+
+def small_messages_have_no_repair_symbols(patch: Patch) -> None:
+    def rounded_down(block_symbols: int, repair_share: int) -> int:
+        return block_symbols * repair_share // fec.WHOLE
+
+    patch.setattr(fec, "repair_symbols", rounded_down)
+
+
+def repair_symbols_are_never_used(patch: Patch) -> None:
+    add = reassembler._Partial.add
+
+    def plain(self: Any, first: int, payloads: NDArray[np.uint8]) -> int:
+        source = payloads[: max(0, len(self.symbols) - first)]
+        return add(self, first, source) if len(source) else 0
+
+    patch.setattr(reassembler._Partial, "add", plain)
+
+
+def a_block_may_lend_its_repair_symbols_to_another(patch: Patch) -> None:
+    opened = reassembler._Partial.open
+
+    def tolerant(self: Any, codec: fec.Codec, workspace: Workspace) -> tuple[Message, int]:
+        try:
+            return opened(self, codec, workspace)
+        except ValueError as error:  # there are not enough of them
+            raise RemoteProtocolError(str(error), reason="damaged") from error
+
+    patch.setattr(reassembler._Patchwork, "complete", property(lambda self: bool(self.needs.sum() <= 0)))
+    patch.setattr(reassembler._Partial, "open", tolerant)
+
+
+def a_message_waits_for_its_repair_symbols(patch: Patch) -> None:
+    """Of a message with repair symbols, one more symbol than is needed."""
+    complete: Any = reassembler._Partial.__dict__["complete"]
+
+    def late(self: Any) -> bool:
+        return bool(complete.fget(self)) and not (self._patchwork is None and self.cut[3])
+
+    patch.setattr(reassembler._Partial, "complete", property(late))
+
+
+def repair_symbols_take_no_memory(patch: Patch) -> None:
+    held_bytes = reassembler._held_bytes
+
+    def light(header: Header) -> int:
+        return held_bytes(attrs.evolve(header, repair_symbols=0))
+
+    patch.setattr(reassembler, "_held_bytes", light)
 
 
 # -- timers.md ------------------------------------------------------------------------------------------------

@@ -25,11 +25,13 @@ def hunt(*profiles: Profile) -> BaseException | None:
     return None
 
 
+@pytest.mark.timeout(900)
 def test_nothing_is_found_where_nothing_is_wrong() -> None:
     with small_limits():
         assert hunt(HUNT) is None
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "mutate",
     [
@@ -88,6 +90,14 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
         pytest.param(m.a_chain_goes_on_over_a_restart_of_its_source, marks=pytest.mark.req("GC-DLV-16")),
         pytest.param(m.positions_are_not_summed_up_before_the_end, marks=pytest.mark.req("GC-DLV-17")),
         pytest.param(m.positions_are_not_summed_up_when_idle, marks=pytest.mark.req("GC-DLV-17")),
+        pytest.param(m.symbols_are_numbered_block_by_block, marks=pytest.mark.req("GC-FEC-1", "GC-FEC-2")),
+        pytest.param(m.there_are_more_blocks_than_announced, marks=pytest.mark.req("GC-FEC-1")),
+        pytest.param(m.the_matrix_is_another_one, marks=pytest.mark.req("GC-FEC-2")),
+        pytest.param(m.small_messages_have_no_repair_symbols, marks=pytest.mark.req("GC-FEC-5")),
+        pytest.param(m.repair_symbols_are_never_used, marks=pytest.mark.req("GC-FEC-3")),
+        pytest.param(m.a_block_may_lend_its_repair_symbols_to_another, marks=pytest.mark.req("GC-FEC-3")),
+        pytest.param(m.a_message_waits_for_its_repair_symbols, marks=pytest.mark.req("GC-FEC-4")),
+        pytest.param(m.repair_symbols_take_no_memory, marks=pytest.mark.req("GC-LIM-1")),
         pytest.param(m.data_takes_the_place_of_heartbeats, marks=pytest.mark.req("GC-TIME-1")),
         pytest.param(m.the_announced_timeout_is_ignored, marks=pytest.mark.req("GC-TIME-2")),
         pytest.param(m.the_timeout_of_the_session_before_is_kept, marks=pytest.mark.req("GC-TIME-2")),
@@ -123,4 +133,4 @@ def test_no_seeded_bug_is_left_out() -> None:
     defined = [f for name, f in inspect.getmembers(m, inspect.isfunction) if f.__module__ == m.__name__]
     assert {f.__name__ for f in put_in} == {f.__name__ for f in defined if not f.__name__.startswith("_")}
     ids = [id_ for parameter in catalogue.args[1] for mark in parameter.marks for id_ in mark.args]
-    assert {id_.split("-")[1] for id_ in ids} == {"MOD", "WIRE", "SESS", "DLV", "TIME", "LIM"}
+    assert {id_.split("-")[1] for id_ in ids} == {"MOD", "WIRE", "SESS", "DLV", "FEC", "TIME", "LIM"}
