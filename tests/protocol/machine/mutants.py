@@ -316,8 +316,8 @@ def the_link_is_not_restored_by_another_session(patch: Patch) -> None:
 def symbols_have_the_greatest_length(patch: Patch) -> None:
     cut_of = fragmenter.cut_of
 
-    def unequal(message_bytes: int, symbol_bytes_max: int, rows_max: int, repair_share: int) -> Cut:
-        cut = cut_of(message_bytes, symbol_bytes_max, rows_max, repair_share)
+    def unequal(message_bytes: int, symbol_bytes_max: int, *rest: int) -> Cut:
+        cut = cut_of(message_bytes, symbol_bytes_max, *rest)
         symbol_bytes = min(symbol_bytes_max, message_bytes)
         return attrs.evolve(cut, symbol_bytes=symbol_bytes, symbols=-(-message_bytes // symbol_bytes))
 

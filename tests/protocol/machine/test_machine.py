@@ -63,8 +63,8 @@ USUAL_SHARES = {
     "GC-SESS-10", "GC-SESS-11", "GC-SESS-12", "GC-SESS-13",
     "GC-DLV-2", "GC-DLV-3", "GC-DLV-4", "GC-DLV-5", "GC-DLV-6", "GC-DLV-7", "GC-DLV-8", "GC-DLV-9", "GC-DLV-10",
     "GC-DLV-11", "GC-DLV-12", "GC-DLV-13", "GC-DLV-14", "GC-DLV-15", "GC-DLV-17",
-    "GC-SESS-16", "GC-SEC-1", "GC-SEC-2", "GC-SEC-3", "GC-SEC-4", "GC-SEC-6", "GC-SEC-8",
     "GC-FEC-1", "GC-FEC-2", "GC-FEC-3", "GC-FEC-4", "GC-FEC-5",
+    "GC-SESS-16", "GC-SEC-1", "GC-SEC-2", "GC-SEC-3", "GC-SEC-4", "GC-SEC-6", "GC-SEC-8",
     "GC-TIME-1", "GC-TIME-2", "GC-TIME-3", "GC-TIME-4",
     "GC-LIM-1", "GC-LIM-2", "GC-LIM-3",
 )  # fmt: skip  # by area
