@@ -312,7 +312,7 @@ def test_all_problems_at_once(problems: Problems) -> None:
         {"GAPCONN_NONSENSE": "1", "GAPCONN_LINK_MTU": "2"},
     )
     expected = [
-        "a key outside of a section: 'stray', allowed: link, source, sink, admin, log",
+        "a key outside of a section: 'stray', allowed: link, source, sink, spool, admin, log",
         "unknown section 'lnik' (did you mean 'link'?)",
         "environment: GAPCONN_NONSENSE: unknown variable, allowed: GAPCONN_LINK_<KEY>",
         "environment: GAPCONN_LINK_MTU: unknown key 'mtu' (did you mean 'mtu_bytes'?)",

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from gapconn.admin.egress_view import EgressView
 from gapconn.config import Link
-from gapconn.egress import Egress, SinkQueue
+from gapconn.egress import Egress
 from gapconn.errors import ConfigError, LinkError, RemoteProtocolError, SinkError
 from gapconn.events_log import EventLog
 from gapconn.ingress import Ingress
@@ -29,6 +29,7 @@ from gapconn.protocol.registry import DropReason
 from gapconn.protocol.sender import LinkSender, SenderSettings
 from gapconn.record import Batch, Chunk, ChunkKind, Records, decode_batch, encode_batch
 from gapconn.service import serve_egress
+from gapconn.sink_queue import SinkQueue
 from gapconn.sinks import Inlet
 from gapconn.sources import Outlet
 from gapconn.store.state import EgressState
