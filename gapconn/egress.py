@@ -251,7 +251,9 @@ class Egress:
         """What is not done, for an operator who reads that the grace time was spent; None if it is kept on disk."""
         if self.queue.spool is not None and not self.queue.trouble:
             return None
+        kept = self.queue.spooled
         return (
-            f"the sink did not accept {self.queue.unaccepted} messages; the next start reports them as lost while it "
-            "was away"
+            f"the sink did not accept {self.queue.unaccepted} messages; "
+            + (f"{kept} are kept in the spool, and " if kept else "")
+            + f"the next start reports {'the others' if kept else 'them'} as lost while it was away"
         )

@@ -152,7 +152,7 @@ class Ends:
     def file(self) -> Path:
         return self.directory / "pair.toml"
 
-    def configure(self, source: str = "", sink: str = "", **link: str | int) -> None:
+    def configure(self, source: str = "", sink: str = "", spool: str = "", **link: Any) -> None:
         """Write the configuration file. `link`: keys of [link] beside those that every test has."""
         keys = {
             "name": "orders",
@@ -166,6 +166,7 @@ class Ends:
         lines = ["[link]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items())]
         lines += [f"[source]\n{source}"] if source else []
         lines += [f"[sink]\n{sink}"] if sink else []
+        lines += [f"[spool]\n{spool}"] if spool else []
         lines += ["[admin]", f'listen = "{self.host}:0"', "[log]", 'format = "json"']
         self.file.write_text("\n".join(lines) + "\n")
 
