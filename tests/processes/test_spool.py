@@ -48,7 +48,7 @@ class Sink:
 """
 
 SMALL = {
-    "rate": "20 Mbit/s",
+    "rate": "8 Mbit/s",
     "batch_bytes": "8 KiB",
     "message_bytes_max": "64 KiB",
     "sink_buffer_bytes": "64 KiB",
@@ -105,18 +105,23 @@ async def test_killed_at_random_while_it_spools_and_drains(ends: Ends) -> None:
         egresses.append(await ends.egress())
         ingress = await ends.ingress(stdin=subprocess.PIPE)
         nursery.start_soon(writer.run, ingress)
-        for life in range(8):
+        for life in range(4):
             egress = egresses[-1]
             if life % 2 == 0:
                 target.leave()
-            records = chance.choice([100, 2_000, 5_000])
+            records = chance.choice([100, 1_000, 2_000])
             await egress.until_status(lambda s: s["received"]["records"] >= records, f"{records} records arrived")  # noqa: B023 - awaited right here
             if life % 2 == 0:
                 await egress.until_status(lambda s: s["spool"]["messages"] > 0, "some of it is on disk")
             if chance.random() < 0.7:
                 target.come_back()
-                written = len(target.lives[-1]) + chance.choice([1, 500, 2_000])
+                written = len(target.lives[-1]) + chance.choice([1, 500, 1_000])
                 await egress.until(lambda: len(target.lives[-1]) >= written, f"{written} lines are written")  # noqa: B023 - as above
+            # What it missed while it was away is logged within a second; this is not about a kill before that.
+            await egress.until_status(
+                lambda s: s["missed"]["records"] == egress.total("records_lost"),  # noqa: B023 - as above
+                "the losses are logged",
+            )
             await egress.kill()
             egresses.append(await ends.egress())
         writer.enough = True
@@ -132,7 +137,7 @@ async def test_killed_at_random_while_it_spools_and_drains(ends: Ends) -> None:
 
     lives, lost = target.lives, lost_records(*egresses)
     everything = [number for life in lives for number in life]
-    assert set(everything) | set(lost) == set(range(writer.lines))
+    assert sorted(set(range(writer.lines)) - set(everything) - set(lost)) == []
     for numbers in lives:
         assert numbers == sorted(set(numbers)), "in order, and nothing twice in one life"
     for before, after in pairwise(life for life in lives if life):
