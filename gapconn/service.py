@@ -110,7 +110,7 @@ async def serve_egress(pair: Pair) -> None:
         EgressState.open, Path(pair.link.state_directory), pair.link.name, pair.link.id
     )
     try:
-        spool, resume = await trio.to_thread.run_sync(_resume, pair, state)
+        spool, resume = await trio.to_thread.run_sync(resumed, pair, state)
         try:
             udp = UdpReceiver(
                 family, listen, log=log.bind(task="receiver"), buffer_bytes=pair.link.receive_buffer_bytes
@@ -150,7 +150,7 @@ async def serve_egress(pair: Pair) -> None:
         state.close()
 
 
-def _resume(pair: Pair, state: EgressState) -> tuple[Spool | None, Progress | None]:
+def resumed(pair: Pair, state: EgressState) -> tuple[Spool | None, Progress | None]:
     """Open the spool; where the egress goes on: behind what it has stored, and behind what is in the spool."""
     resume = state.load()
     if pair.spool is None or not pair.spool.max_bytes:
