@@ -242,8 +242,8 @@ class Link:
     )
     sink_buffer_bytes: Bytes = option(
         default=attrs.Factory(_sink_buffer_default, takes_self=True),
-        help="What the egress holds in memory for a slow sink before messages go through the spool on disk; without one, "
-        "before it refuses the newest, counted and logged.",
+        help="What the egress holds in memory for a slow sink before messages go through the spool on disk; without "
+        "one, before it refuses the newest, counted and logged.",
         allowed="at least `message_bytes_max`",
         validator=_holds_a_message,
     )
