@@ -33,7 +33,6 @@ log = structlog.get_logger()
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sink_queue, "SYNC_INTERVAL_S", 0.001)
     monkeypatch.setattr(sink_queue, "RETRY_S", 0.005)
-    monkeypatch.setattr(sink_queue, "CALM_S", 0.02)
 
 
 def message(number: int, *, size_bytes: int = 1000, epoch: int = 7) -> MessageDelivered:
@@ -245,6 +244,7 @@ async def test_when_the_disk_takes_nothing_the_newest_is_refused_until_it_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: Trouble, alarm: str
 ) -> None:
     monkeypatch.setattr("tests.test_sink_queue.Spool", Stubborn)
+    monkeypatch.setattr(sink_queue, "CALM_S", 1_000.0)
     async with opened(tmp_path) as sides:
         assert isinstance(sides.spool, Stubborn)
         sides.spool.trouble = trouble
@@ -265,6 +265,8 @@ async def test_when_the_disk_takes_nothing_the_newest_is_refused_until_it_does(
         assert sides.deliveries[-1].lost_before == 5
         sides.spool.trouble = None
 
+        monkeypatch.setattr(sink_queue, "CALM_S", 0.0)
+
         def calm() -> bool:
             sides.queue.watch()
             return not sides.events.alarms
@@ -277,7 +279,8 @@ async def test_when_the_disk_takes_nothing_the_newest_is_refused_until_it_does(
 
 
 @pytest.mark.req("GC-DLV-22")
-async def test_a_full_spool(tmp_path: Path) -> None:
+async def test_a_full_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sink_queue, "CALM_S", 1_000.0)
     async with opened(tmp_path, max_bytes=1 << 20) as sides:
         number = 0
         offered: list[int] = []
@@ -299,6 +302,8 @@ async def test_a_full_spool(tmp_path: Path) -> None:
         offered.append(number)
         assert await sides.take(len(offered)) == offered
         sides.queue.commit()
+
+        monkeypatch.setattr(sink_queue, "CALM_S", 0.0)
 
         def calm() -> bool:
             sides.queue.watch()
