@@ -52,9 +52,9 @@ SMALL = {
     "batch_bytes": "8 KiB",
     "message_bytes_max": "64 KiB",
     "sink_buffer_bytes": "64 KiB",
-    "reassembly_bytes_max": "1 MiB",
+    "reassembly_bytes_max": "64 MiB",
 }
-"""Little memory, so that much goes through the disk."""
+"""Little memory before messages go through the disk, and much for what waits to be written by a slow one."""
 
 
 class Target:
@@ -178,7 +178,13 @@ async def test_what_is_on_disk_is_never_lost(ends: Ends) -> None:
 async def test_a_full_spool_over_a_restart(ends: Ends) -> None:
     """What is in it stays, the newest is refused with its place, and when the target is back it goes on."""
     target, writer = Target(ends), Writer()
-    ends.configure('type = "stdin"', target.section, 'max_bytes = "1 MiB"', shutdown_grace="2s", **SMALL)
+    ends.configure(
+        'type = "stdin"',
+        target.section,
+        'max_bytes = "1 MiB"',
+        shutdown_grace="2s",
+        **{**SMALL, "reassembly_bytes_max": "1 MiB"},
+    )
     ends.remember_a_session()
     target.leave()
     async with trio.open_nursery() as nursery:
@@ -258,7 +264,7 @@ async def test_a_tcp_target_that_is_away(ends: Ends) -> None:
     listen = free_port(ends.host, socket.SOCK_STREAM)
     source = f'type = "tcp"\nlisten = "{ends.host}:{listen}"\nmax_connections = 10'
     sink = f'type = "tcp"\nconnect = "{ends.host}:{target.getsockname()[1]}"\nbuffer_bytes = "64 KiB"'
-    ends.configure(source, sink, **{**SMALL, "rate": "100 Mbit/s"})
+    ends.configure(source, sink, **{**SMALL, "rate": "20 Mbit/s"})
     ends.remember_a_session()
     egress = await ends.egress()
     ingress = await ends.ingress()
