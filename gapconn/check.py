@@ -219,6 +219,7 @@ def facts(pair: Pair) -> dict[str, Any]:
         "link": public_values(pair.link),
         "source": None if pair.source is None else {"type": pair.source.type, **public_values(pair.source.config)},
         "sink": None if pair.sink is None else {"type": pair.sink.type, **public_values(pair.sink.config)},
+        "spool": None if pair.spool is None else public_values(pair.spool),
         "admin": None if pair.admin is None else public_values(pair.admin),
         "log": public_values(pair.log),
     }

@@ -209,6 +209,11 @@ class Fec:
         return round(self.repair * 100)
 
 
+def _none_or_a_mebibyte(_: object, attribute: object, size_bytes: int) -> None:
+    if 0 < size_bytes < 1024 * 1024:
+        raise ValueError("too small for a spool")
+
+
 @attrs.frozen(kw_only=True)
 class Link:
     """`[link]`: the way through the gap. Both ends must read the same values."""
@@ -302,7 +307,8 @@ class Link:
     )
     sink_buffer_bytes: Bytes = option(
         default=attrs.Factory(_sink_buffer_default, takes_self=True),
-        help="What the egress holds for a slow sink before it refuses the newest messages, counted and logged.",
+        help="What the egress holds in memory for a slow sink before messages go through the spool on disk; without "
+        "one, before it refuses the newest, counted and logged.",
         allowed="at least `message_bytes_max`",
         validator=_holds_a_message,
     )
@@ -346,6 +352,38 @@ class Link:
     @property
     def shutdown_grace_s(self) -> float:
         return self.shutdown_grace
+
+
+@attrs.frozen(kw_only=True)
+class Spool:
+    """`[spool]`: what the egress keeps on disk while the sink is slow or away. It is on without this section too."""
+
+    directory: str | None = option(
+        default=None,
+        help="Where the spools are kept, each link's in a directory of its own; without it in `link.state_directory`.",
+        allowed="a directory that can be written",
+    )
+    max_bytes: Bytes = option(
+        default=Bytes(1024 * 1024 * 1024),
+        help="What a link's spool may take; 0 does without one. When it is full the newest messages are refused, "
+        "counted and logged.",
+        allowed='0, or at least "1 MiB"',
+        validator=_none_or_a_mebibyte,
+    )
+    keep_free_bytes: Bytes = option(
+        default=Bytes(256 * 1024 * 1024),
+        help="What the spool leaves free on its file system in any case: a full disk would stop more than the spool.",
+    )
+    after: Seconds = option(
+        default=Seconds(1.0),
+        help="What the sink has not accepted for so long is written to disk, and survives the end of the process.",
+        allowed='0 to "1h"',
+        validator=le(3600),
+    )
+
+    @property
+    def after_s(self) -> float:
+        return self.after
 
 
 @attrs.frozen(kw_only=True)
@@ -401,6 +439,8 @@ class Pair:
     """None for the egress, or where the file has no such section."""
     sink: SinkSection | None = None
     """None for the ingress, or where the file has no such section."""
+    spool: Spool | None = None
+    """None (only where a pair is made by a program) does without, as `max_bytes` 0 does."""
     admin: Admin | None = None
     log: Log = attrs.field(factory=Log)
 
@@ -413,7 +453,7 @@ def public_values(config: Any) -> dict[str, Any]:
     }
 
 
-_SECTIONS = ("link", "source", "sink", "admin", "log")
+_SECTIONS = ("link", "source", "sink", "spool", "admin", "log")
 
 
 def load_pair(path: Path, environ: Mapping[str, str], *, role: Role | None = None, link_only: bool = False) -> Pair:
@@ -439,6 +479,7 @@ def load_pair(path: Path, environ: Mapping[str, str], *, role: Role | None = Non
         problems["link"].append(f"{path}: link: the section [link] is missing")
     if "admin" in tables:
         admin = structure(Admin, tables["admin"], label=f"{path}: admin", problems=problems["admin"])
+    spool = structure(Spool, tables.get("spool", {}), label=f"{path}: spool", problems=problems["spool"])
     log = structure(Log, tables.get("log", {}), label=f"{path}: log", problems=problems["log"])
 
     if link_only:
@@ -452,13 +493,14 @@ def load_pair(path: Path, environ: Mapping[str, str], *, role: Role | None = Non
     if role is Role.INGRESS:
         sink = None
         problems["sink"].clear()
+        problems["spool"].clear()
     elif role is Role.EGRESS:
         source = None
         problems["source"].clear()
     found = [problem for of_section in problems.values() for problem in of_section]
     if found or link is None or log is None:
         raise ConfigError(found)
-    return Pair(link=link, source=source, sink=sink, admin=admin, log=log)
+    return Pair(link=link, source=source, sink=sink, spool=spool, admin=admin, log=log)
 
 
 @attrs.frozen(kw_only=True)

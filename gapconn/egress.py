@@ -1,54 +1,51 @@
 """The egress: one nursery that takes datagrams out of the gap and hands the data to the sink.
 
-    gap ══ receiver ──bursts──▶ reassembler ──deliveries──▶ sink
+    gap ══ receiver ──bursts──▶ reassembler ──deliveries──▶ (spool) ──▶ sink
                                      ▲ watchdog (time)
 
 Each box is a task, each arrow is bounded. Where the receiver has taken all that the kernel held and the reassembler
 waits for it, the receiver does its work at once. What a task decides about the protocol, it asks `LinkReceiver`. The
-receiver never waits for the sink: when the sink is slower than the link for too long, the newest messages are refused,
-counted and logged with their records. When the process is told to stop, it takes what the kernel has received by then,
-and drains what it holds to the sink.
+receiver never waits for the sink: what the sink does not take in time goes to disk (`SinkQueue`), and when that is
+full, the newest messages are refused, counted and logged with their records. When the process is told to stop, it takes
+what the kernel has received by then, and drains what it holds to the sink; what the sink does not take stays in the
+spool.
 """
 
 from __future__ import annotations
-
-from collections import deque
-from collections.abc import AsyncIterator, Callable
 
 import attrs
 import structlog
 import trio
 
 from gapconn.config import Pair, SinkSection
-from gapconn.errors import RemoteProtocolError, SinkError
+from gapconn.errors import SinkError
 from gapconn.events_log import EventLog
 from gapconn.key_watch import KeyWatch
 from gapconn.link.slabs import SlabPool
 from gapconn.link.udp import RECEIVE_SLAB_BYTES, UdpReceiver
-from gapconn.offload import run_long
 from gapconn.plugins import Context
 from gapconn.progress import ProgressTracker
-from gapconn.protocol.compression import inflate
 from gapconn.protocol.events import MessageDelivered, MessagesLost
 from gapconn.protocol.receiver import LinkReceiver, Progress
-from gapconn.protocol.registry import MESSAGE_BYTES_MAX, LossCause
+from gapconn.protocol.registry import LossCause
 from gapconn.protocol.security import Keys
 from gapconn.protocol.wire import Burst, Slab
-from gapconn.record import Batch, Chunk, Records, decode_batch
-from gapconn.sinks import Delivery
+from gapconn.sink_queue import SinkQueue
+from gapconn.store.spool import Spool
 from gapconn.store.state import EgressState
 
 ARRIVALS_HELD_MAX = 2
 """Filled slabs between receiver and reassembler; behind them the kernel's receive buffer takes over."""
 SLABS = ARRIVALS_HELD_MAX + 2
-WAITING_OVERHEAD_BYTES = 1024
-"""What a message that waits for the sink takes beside its body."""
 WATCH_INTERVAL_S = 0.02
 """How late a timer may be noticed."""
 LAST_RECEIVE_S = 1.0
 """How long an egress that was told to stop still takes what the kernel has received."""
 CHECKPOINT_INTERVAL_S = 0.1
-"""How often progress is stored; what a killed egress delivered since is reported as `while_away`."""
+"""How often progress is stored; what a killed egress delivered since is reported as `while_away`, or delivered again if
+it was in the spool."""
+HAND_OUT_SHARE = 0.5
+"""Of the grace time. What is in the spool then is not begun any more, so that the sink can end what it has."""
 
 
 @attrs.frozen
@@ -57,125 +54,6 @@ class _Arrival:
 
     slab: Slab
     bursts: list[Burst]
-
-
-@attrs.frozen
-class _Waiting:
-    """A message that waits for the sink."""
-
-    message: MessageDelivered
-    accept: Callable[[], None]
-    lost_before: int
-    size_bytes: int
-
-
-@attrs.define
-class SinkQueue:
-    """What waits for the sink: in order, bounded in bytes (gapconn.sinks.Inlet).
-
-    Messages wait as they came: decoded, small records take several times their size, and compressed bodies may be
-    enormous when inflated (GC-COMP-4).
-    """
-
-    bytes_max: int
-    events: EventLog
-    message_bytes_max: int = MESSAGE_BYTES_MAX
-    """What the body of a message may inflate to."""
-    bytes: int = 0
-    """Memory of what waits."""
-    _waiting: deque[_Waiting] = attrs.field(factory=deque)
-    _lost_before: int = 0
-    _closed: bool = False
-    _changed: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
-
-    def offer(self, message: MessageDelivered, accept: Callable[[], None], lost_before: int) -> bool:
-        """Take `message`, unless there is no room for it; a single one always has room."""
-        size_bytes = len(message.body) + WAITING_OVERHEAD_BYTES
-        if self._waiting and self.bytes + size_bytes > self.bytes_max:
-            return False
-        self._waiting.append(_Waiting(message, accept, lost_before, size_bytes))
-        self.bytes += size_bytes
-        self._changed.unpark_all()
-        return True
-
-    def close(self) -> None:
-        """No more messages: the sink's loop ends behind those that wait."""
-        self._closed = True
-        self._changed.unpark_all()
-
-    @property
-    def drained(self) -> bool:
-        """Whether it is closed and empty."""
-        return self._closed and not self._waiting
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def __aiter__(self) -> AsyncIterator[Delivery]:
-        # Not an async generator: a sink may leave its loop at any time, and those must be closed.
-        return self
-
-    async def __anext__(self) -> Delivery:
-        await trio.lowlevel.checkpoint_if_cancelled()
-        while True:
-            while not self._waiting:
-                if self._closed:
-                    raise StopAsyncIteration
-                await self._changed.park()
-            waiting = self._waiting[0]
-            try:
-                batch = await self._batch(waiting.message)
-            except RemoteProtocolError as error:
-                self._take_first()
-                self.events.message_refused(waiting.message, LossCause.DAMAGED, str(error))
-                self._lost_before += 1
-                waiting.accept()
-                continue
-            self._take_first()  # only now: a sink that gives up waiting must not lose it
-            if not batch.parts:  # all of it was delivered before
-                waiting.accept()
-                continue
-            lost_before, self._lost_before = self._lost_before, 0
-            return Delivery(
-                epoch=waiting.message.epoch,
-                message=waiting.message.number,
-                lost_before=lost_before,
-                batch=batch,
-                accept=waiting.accept,
-            )
-
-    def _take_first(self) -> None:
-        waiting = self._waiting.popleft()
-        self.bytes -= waiting.size_bytes
-        self._lost_before += waiting.lost_before
-
-    async def _batch(self, message: MessageDelivered) -> Batch:
-        body = await run_long(
-            lambda: inflate(message.body, message.compression, message.plain_bytes, self.message_bytes_max),
-            message.plain_bytes,
-        )
-        batch = decode_batch(body)
-        return self._without_delivered(batch, message) if message.already_delivered else batch
-
-    def _without_delivered(self, batch: Batch, message: MessageDelivered) -> Batch:
-        """The batch without the records that an ingress sent again (GC-DLV-15)."""
-        parts: list[Records | Chunk] = []
-        for part in batch.parts:
-            delivered = (
-                message.already_delivered.get((part.stream, part.partition)) if isinstance(part, Records) else None
-            )
-            if delivered is None or not isinstance(part, Records):
-                parts.append(part)
-                continue
-            rest = part.after(delivered)
-            self.events.duplicates_dropped(part.stream, part.partition, len(part.positions) - len(rest.positions))
-            if rest.positions:
-                parts.append(rest)
-        return Batch(origin=batch.origin, parts=parts)
-
-    def lost(self, *, stream: str, first: int, last: int, reason: str) -> None:
-        """The sink reports what will never reach the target."""
-        self.events.sink_lost(stream=stream, first=first, last=last, reason=reason)
 
 
 class Egress:
@@ -201,6 +79,7 @@ class Egress:
         *,
         resume: Progress | None,
         key_watch: KeyWatch | None = None,
+        spool: Spool | None = None,
     ) -> None:
         self.pair = pair
         self.key_watch = key_watch
@@ -215,8 +94,17 @@ class Egress:
         # A gap that ends releases all that waited behind it at once. That was counted as reassembly memory before, so
         # it must not be what fills the queue.
         self.queue = SinkQueue(
-            pair.link.sink_buffer_bytes + pair.link.reassembly_bytes_max, self.events, pair.link.message_bytes_max
+            pair.link.sink_buffer_bytes + pair.link.reassembly_bytes_max,
+            self.events,
+            spool,
+            head_bytes_max=pair.link.sink_buffer_bytes,
+            after_s=pair.spool.after_s if pair.spool else 0.0,
+            message_bytes_max=pair.link.message_bytes_max,
         )
+        if spool is not None:
+            self.events.spool_resumed(
+                messages=self.queue.spooled, disk_bytes=spool.disk_bytes, cut_bytes=spool.cut_bytes
+            )
         self.progress = ProgressTracker(resume)
         self._state = state
         self._sink = section.plugin_class(section.config, self.context)
@@ -232,12 +120,18 @@ class Egress:
         """All tasks, until it was asked to stop and everything held was handed to the sink."""
         try:
             async with trio.open_nursery() as nursery:
-                for task in (self.receiver, self.reassembler, self.sink, self.watchdog, self.checkpoint):
+                for task in (self.receiver, self.reassembler, self.sink, self.spool, self.watchdog, self.checkpoint):
                     nursery.start_soon(task, name=f"egress.{task.__name__}")
         finally:
-            # Also when it fails: what is known is told, and what was delivered is not called lost at the next start.
+            # Also when it fails: what the sink did not take is kept, what is known is told, and what was delivered is
+            # not called lost at the next start.
+            with trio.CancelScope(shield=True):
+                left = await self.queue.keep()
+                if left and self.queue.spool is not None:
+                    self.log.error("spool_incomplete", messages=left, why=self.queue.trouble)
+                await self._save()
+            self.events.spool_kept(messages=self.queue.spooled, disk_bytes=self.queue.disk_bytes)
             self.events.tell_all()
-            await self._save()
 
     # -- The tasks -------------------------------------------------------------------------------------------
 
@@ -276,7 +170,7 @@ class Egress:
         self._watching.cancel()
         self.core.close(trio.current_time())
         self._handle_events()
-        self.queue.close()
+        self.queue.close(trio.current_time() + HAND_OUT_SHARE * self.pair.link.shutdown_grace_s)
 
     def _reassemble(self, arrival: _Arrival) -> None:
         for burst in arrival.bursts:
@@ -292,6 +186,11 @@ class Egress:
             raise SinkError(f"the {self.sink_type} sink ended by itself")
         self.log.info("sink_drained", records=self.core.counters.records)
         self._storing.cancel()
+        self.queue.finish()
+
+    async def spool(self) -> None:
+        """Move what the sink does not take in time to disk, and back."""
+        await self.queue.work()
 
     async def watchdog(self) -> None:
         """Notice what is due by time: silence, missing messages."""
@@ -309,17 +208,18 @@ class Egress:
             while True:
                 await trio.sleep(CHECKPOINT_INTERVAL_S)
                 await self._save()
+                self.queue.watch()
 
     def _watch_sink(self) -> None:
-        accepted = self.progress.accepted
-        if accepted != self._accepted_before or not self.progress.waiting:
+        accepted = self.queue.accepted
+        if accepted != self._accepted_before or not self.queue.unaccepted:
             self._accepted_before = accepted
             self._sink_moved_at_s = trio.current_time()
 
     @property
     def sink_stalled_s(self) -> float:
         """For how long the sink has accepted nothing although messages wait for it, in seconds."""
-        return trio.current_time() - self._sink_moved_at_s if self.progress.waiting else 0.0
+        return trio.current_time() - self._sink_moved_at_s if self.queue.unaccepted else 0.0
 
     # -- What became of it -----------------------------------------------------------------------------------
 
@@ -328,6 +228,12 @@ class Egress:
             save = self.progress.take()
             if save is not None:
                 await trio.to_thread.run_sync(self._state.save, save)
+            # Behind the progress: an entry that is forgotten must not be needed to know how far it has come.
+            if self.queue.committable:
+                try:
+                    await trio.to_thread.run_sync(self.queue.commit)
+                except OSError as error:
+                    self.events.spool_not_noted(str(error))
 
     def _handle_events(self) -> None:
         for event in self.core.take_events():
@@ -350,9 +256,7 @@ class Egress:
             self._lost_before = 0
         else:
             self._lost_before += 1
-            self.events.message_refused(
-                message, LossCause.REFUSED, "the sink is slow, and link.sink_buffer_bytes are held for it"
-            )
+            self.events.message_refused(message, LossCause.REFUSED, self.queue.refusal)
             accept()
 
     def use_keys(self, keys: Keys) -> None:
@@ -364,9 +268,13 @@ class Egress:
         self.stopping = True
         self.socket.wake()
 
-    def unfinished(self) -> str:
-        """What is not done, for an operator who reads that the grace time was spent."""
+    def unfinished(self) -> str | None:
+        """What is not done, for an operator who reads that the grace time was spent; None if it is kept on disk."""
+        if self.queue.spool is not None and not self.queue.trouble:
+            return None
+        kept = self.queue.spooled
         return (
-            f"the sink did not accept {self.progress.waiting} messages; the next start reports them as lost while it "
-            "was away"
+            f"the sink did not accept {self.queue.unaccepted} messages; "
+            + (f"{kept} are kept in the spool, and " if kept else "")
+            + f"the next start reports {'the others' if kept else 'them'} as lost while it was away"
         )

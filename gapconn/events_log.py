@@ -27,6 +27,7 @@ from gapconn.protocol.events import (
     UnverifiedDetected,
 )
 from gapconn.protocol.registry import DropReason, LossCause
+from gapconn.store.spool import Damage
 
 RECENT_MAX = 100
 """Entries that the status page shows."""
@@ -84,6 +85,7 @@ class EventLog:
         self.refused_records = 0
         self.sink_losses: Counter[str] = Counter()
         self.duplicates = 0
+        self._spool_alarm = ""
         self._gathered: dict[tuple[str, tuple[tuple[str, Any], ...]], _Gathered] = {}
         self._tell_at_s = 0.0
 
@@ -201,6 +203,62 @@ class EventLog:
         if count:
             self.duplicates += count
             self._gather("info", "duplicates_dropped", stream=stream, partition=partition).count += count
+
+    def spool_resumed(self, *, messages: int, disk_bytes: int, cut_bytes: int) -> None:
+        """An earlier life left something in the spool."""
+        if cut_bytes:
+            self._tell("warning", "spool_end_cut", bytes=cut_bytes)
+        if messages:
+            self._tell("info", "spool_resumed", messages=messages, disk_bytes=disk_bytes)
+
+    def spool_kept(self, *, messages: int, disk_bytes: int) -> None:
+        """This life leaves something in the spool."""
+        if messages:
+            self._tell("info", "spool_kept", messages=messages, disk_bytes=disk_bytes)
+
+    def spool_share(self, share: float, *, filling: bool, over: bool, messages: int) -> None:
+        """So much of `spool.max_bytes` is used; whether that is an alarm, or is certainly none."""
+        if filling and "spool_filling" not in self.alarms:
+            self._tell("warning", "spool_filling", share=round(share, 3), messages=messages)
+        if filling or ("spool_filling" in self.alarms and not over):
+            self.alarms["spool_filling"] = f"the spool is filled to {share:.0%}: the sink is slow or away"
+        elif "spool_filling" in self.alarms:
+            del self.alarms["spool_filling"]
+            self._tell("info", "spool_emptying", share=round(share, 3), messages=messages)
+
+    def spool_stuck(self, alarm: str, why: str) -> None:
+        """The spool takes nothing now."""
+        self.spool_goes_on(told=False)
+        self._spool_alarm = alarm
+        self.alarms[alarm] = f"the spool takes nothing: {why}"
+        if alarm == "spool_full":
+            self._tell("error", "spool_full", why=why)
+        elif alarm == "spool_disk_full":
+            self._tell("error", "spool_disk_full", why=why)
+        else:
+            self._tell("error", "spool_failed", why=why)
+
+    def spool_goes_on(self, *, told: bool = True) -> None:
+        """It takes messages again, or need not."""
+        if self.alarms.pop(self._spool_alarm, None) is not None and told:
+            self._tell("info", "spool_restored")
+
+    def spool_damaged(self, damage: Damage) -> None:
+        """Something in the spool cannot be read any more: it is lost, and told with its place."""
+        why = f"damaged in the spool, in {damage.segment} at {damage.offset}"
+        if damage.known is not None:
+            self.message_refused(damage.known.message, LossCause.DAMAGED, why)
+            return
+        self.refused[LossCause.DAMAGED.name.lower()] += damage.serials
+        self._tell("error", "spool_damaged", messages=damage.serials, segment=damage.segment, offset=damage.offset)
+
+    def spool_not_noted(self, error: str) -> None:
+        """How far the sink has come cannot be noted now; it is tried again."""
+        self._gather("error", "spool_not_noted", error=error).count += 1
+
+    def spool_not_read(self, error: str) -> None:
+        """The spool cannot be read now; it is tried again."""
+        self._gather("error", "spool_not_read", error=error).count += 1
 
     def tell_gathered(self, now_s: float) -> None:
         """Tell what was gathered, if it is time."""

@@ -1,9 +1,9 @@
-"""How far the sink has come: what may be stored as delivered, and not a message more (GC-DLV-18)."""
+"""How far the egress has come: what may be stored as settled, and not a message more (GC-DLV-18, GC-DLV-19)."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import attrs
 
@@ -34,6 +34,34 @@ class _Step:
         self.positions.update(later.positions)
 
 
+def continued(progress: Progress | None, spooled: Iterable[MessageDelivered]) -> Progress | None:
+    """The progress with what is in the spool beyond it: the egress has that for good (GC-DLV-19).
+
+    Args:
+        progress: As it was stored; None if nothing was.
+        spooled: Messages in the order of the spool. Whatever was missing between them was settled before.
+    """
+    positions = dict(progress.positions) if progress else {}
+    for message in spooled:
+        if progress and (message.epoch, message.number) < (progress.epoch, progress.next_message):
+            continue
+        same = progress if progress and progress.epoch == message.epoch else None
+        for key, standing in message.positions.items():
+            positions.pop(key, None)  # the one that was updated last comes last
+            positions[key] = standing
+        next_message, next_record = message.number + 1, message.first_record + message.record_count
+        progress = Progress(
+            epoch=message.epoch,
+            next_message=next_message,
+            next_record=next_record,
+            positions=positions,
+            messages_known=max(next_message, same.messages_known if same else 0),
+            records_known=max(next_record, same.records_known if same else 0),
+            ended=same.ended if same else False,
+        )
+    return progress
+
+
 class ProgressTracker:
     """Turns acceptances, in whatever order they come, into progress up to the first message not accepted.
 
@@ -47,7 +75,7 @@ class ProgressTracker:
         self._changed = False
         self._expected = 0
         self.accepted = 0
-        """Messages that were accepted in this life."""
+        """Messages that were accepted in this life, by the sink or by the spool."""
         self._known: dict[int, tuple[int, int, bool]] = {}
         if resume:
             self._known[resume.epoch] = (resume.messages_known, resume.records_known, resume.ended)
@@ -58,7 +86,7 @@ class ProgressTracker:
         return self._expected - self.accepted
 
     def expect(self, message: MessageDelivered) -> Callable[[], None]:
-        """`message` goes to the sink; the function to call when the sink has it for good."""
+        """`message` goes to the sink; the function to call when the sink has it for good, or the spool on disk."""
         step = _Step(
             epoch=message.epoch,
             next_message=message.number + 1,

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from gapconn.config import Admin, Fec, Link, Log, Security
+from gapconn.config import Admin, Fec, Link, Log, Security, Spool
 from gapconn.plugins import Carries, PluginRegistry
 from gapconn.sinks import SINKS
 from gapconn.sources import SOURCES
@@ -21,9 +21,9 @@ _INTRODUCTION = """\
 # Configuration
 
 One TOML file describes a link pair and is read by both ends: `gapconn ingress pair.toml` on the source side reads
-`[link]` and `[source]`, `gapconn egress pair.toml` on the destination side reads `[link]` and `[sink]`. There is an
-[example](examples/) for every source and sink. `gapconn check pair.toml` says everything that is wrong with a file at
-once; given several files it also says which pairs cannot run side by side. Its options:
+`[link]` and `[source]`, `gapconn egress pair.toml` on the destination side reads `[link]`, `[sink]` and `[spool]`.
+There is an [example](examples/) for every source and sink. `gapconn check pair.toml` says everything that is wrong
+with a file at once; given several files it also says which pairs cannot run side by side. Its options:
 
 - `--role ingress` or `--role egress` reads the files as this end does: the other end's section, its plugins and its
   secrets need not exist here.
@@ -59,14 +59,19 @@ def render() -> str:
     parts = [_INTRODUCTION]
     sections = (("link", Link), ("link.fec", Fec), ("link.security", Security), ("admin", Admin), ("log", Log))
     for name, model in sections:
-        parts.append("\n".join([f"## `[{name}]`", "", _after_colon(model), "", *_table(model), ""]))
+        parts += _section(name, model)
     parts.append(
         "## `[source]`\n\nWhat the ingress reads. `type` says which kind it is; the other keys depend on it.\n"
     )
     parts += _plugins(SOURCES, "source")
     parts.append("## `[sink]`\n\nWhat the egress writes. `type` says which kind it is; the other keys depend on it.\n")
     parts += _plugins(SINKS, "sink")
+    parts += _section("spool", Spool)
     return "\n".join(parts)
+
+
+def _section(name: str, model: type[Any]) -> Iterator[str]:
+    yield "\n".join([f"## `[{name}]`", "", _after_colon(model), "", *_table(model), ""])
 
 
 def _plugins(registry: PluginRegistry[Any], section: str) -> Iterator[str]:

@@ -24,9 +24,11 @@ from gapconn.ingress import Ingress, burst_datagrams_at
 from gapconn.key_watch import KeyWatch
 from gapconn.link.alarm import Alarm
 from gapconn.link.udp import UdpReceiver, UdpSender, ip_header_bytes, resolve
-from gapconn.protocol.receiver import LinkReceiver, ReceiverSettings
+from gapconn.progress import continued
+from gapconn.protocol.receiver import LinkReceiver, Progress, ReceiverSettings
 from gapconn.protocol.security import Keys
 from gapconn.protocol.sender import LinkSender, SenderSettings
+from gapconn.store.spool import Spool
 from gapconn.store.state import EgressState, IngressState
 from gapconn.units import format_bytes, format_percent, format_rate
 
@@ -48,8 +50,8 @@ class End(Protocol):
     def stop(self) -> None:
         """Ask for an orderly end."""
 
-    def unfinished(self) -> str:
-        """What is not done, when the grace time was spent."""
+    def unfinished(self) -> str | None:
+        """What is not done, when the grace time was spent; None if nothing is lost by that."""
 
 
 Companion: TypeAlias = Callable[..., Awaitable[object]]
@@ -149,8 +151,15 @@ async def serve_egress(pair: Pair, *, companion: Companion | None = None) -> Non
         EgressState.open, Path(pair.link.state_directory), pair.link.name, pair.link.id
     )
     try:
-        resume = await trio.to_thread.run_sync(state.load)
-        udp = UdpReceiver(family, listen, log=log.bind(task="receiver"), buffer_bytes=pair.link.receive_buffer_bytes)
+        spool, resume = await trio.to_thread.run_sync(resumed, pair, state)
+        try:
+            udp = UdpReceiver(
+                family, listen, log=log.bind(task="receiver"), buffer_bytes=pair.link.receive_buffer_bytes
+            )
+        except BaseException:
+            if spool is not None:
+                spool.close()
+            raise
         try:
             core = LinkReceiver(
                 ReceiverSettings(
@@ -175,11 +184,14 @@ async def serve_egress(pair: Pair, *, companion: Companion | None = None) -> Non
                 security=pair.link.security.mode,
                 keys=key_watch.overview() if key_watch else None,
                 resumes_epoch=resume.epoch if resume else None,
+                spool=str(spool.path) if spool is not None else None,
             )
-            egress = Egress(pair, pair.sink, core, udp, state, resume=resume, key_watch=key_watch)
+            egress = Egress(pair, pair.sink, core, udp, state, resume=resume, key_watch=key_watch, spool=spool)
             await _run_until_stopped(egress, EgressView(egress), companion)
         finally:
             udp.close()
+            if spool is not None:
+                spool.close()
     finally:
         state.close()
 
@@ -190,6 +202,29 @@ async def _watch_keys(pair: Pair) -> KeyWatch | None:
         return None
     log = structlog.get_logger().bind(link=pair.link.name, task="keys")
     return await trio.to_thread.run_sync(lambda: KeyWatch(Path(security.key_file), log=log))
+
+
+def resumed(pair: Pair, state: EgressState) -> tuple[Spool | None, Progress | None]:
+    """Open the spool; where the egress goes on: behind what it has stored, and behind what is in the spool."""
+    resume = state.load()
+    if pair.spool is None or not pair.spool.max_bytes:
+        return None, resume
+    spool = Spool(
+        Path(pair.spool.directory or pair.link.state_directory),
+        link=pair.link.name,
+        link_id=pair.link.id,
+        max_bytes=pair.spool.max_bytes,
+        keep_free_bytes=pair.spool.keep_free_bytes,
+    )
+    try:
+        settled = (resume.epoch, resume.next_message) if resume is not None else (0, 0)
+        beyond = continued(resume, spool.described_since(*settled))
+        if beyond is not None and beyond is not resume:
+            state.save(beyond)  # what is delivered from the spool is forgotten there
+    except BaseException:
+        spool.close()
+        raise
+    return spool, beyond
 
 
 async def _run_until_stopped(end: End, view: AdminView, companion: Companion | None) -> None:
@@ -214,10 +249,13 @@ async def _stop_on_signal(end: End, signals: AsyncIterator[int], nursery: trio.N
         end.log.info("stopping", signal=signal.Signals(number).name, grace_s=end.pair.link.shutdown_grace_s)
         if not end.stopping:
             end.stop()
-            nursery.start_soon(_end_grace, end, name="grace")
+            nursery.start_soon(_end_grace, end, nursery, name="grace")
 
 
-async def _end_grace(end: End) -> None:
+async def _end_grace(end: End, nursery: trio.Nursery) -> None:
     grace_s = end.pair.link.shutdown_grace_s
     await trio.sleep(grace_s)
-    raise LinkError(f"link.shutdown_grace ({grace_s:g} s) is over: {end.unfinished()}")
+    unfinished = end.unfinished()
+    if unfinished is not None:
+        raise LinkError(f"link.shutdown_grace ({grace_s:g} s) is over: {unfinished}")
+    nursery.cancel_scope.cancel()

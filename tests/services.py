@@ -15,6 +15,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from gapconn.config import Link, Pair, SinkSection, SourceSection
+from gapconn.config import Spool as SpoolSection
 from gapconn.egress import Egress
 from gapconn.ingress import Ingress, burst_datagrams_at
 from gapconn.link.udp import UdpReceiver, UdpSender
@@ -24,6 +25,7 @@ from gapconn.protocol.receiver import LinkReceiver, ReceiverSettings
 from gapconn.protocol.sender import LinkSender, SenderSettings
 from gapconn.protocol.wire import Burst, Slab
 from gapconn.record import Batch, Records, encode_batch
+from gapconn.service import resumed
 from gapconn.sinks import Delivery, Inlet
 from gapconn.sources import Outlet
 from gapconn.store.state import EgressState
@@ -97,9 +99,15 @@ def link(state_directory: Path, *, port: int = 7400, rate_bps: int = 1_000_000_0
     )
 
 
-def pair(link: Link, *, source: SourceSection | None = None, sink: SinkSection | None = None) -> Pair:
-    """A pair without an admin endpoint."""
-    return Pair(link=link, source=source, sink=sink)
+def pair(
+    link: Link,
+    *,
+    source: SourceSection | None = None,
+    sink: SinkSection | None = None,
+    spool: SpoolSection | None = None,
+) -> Pair:
+    """A pair without an admin endpoint, and without a spool unless it is given."""
+    return Pair(link=link, source=source, sink=sink, spool=spool)
 
 
 def numbers(first: int, count: int = 1, *, size_bytes: int = 16, previous: int | None = None) -> Batch:
@@ -277,12 +285,12 @@ class Session:
 
 
 @asynccontextmanager
-async def opened(way: Link, sink: SinkFunction) -> AsyncIterator[Egress]:
+async def opened(way: Link, sink: SinkFunction, spool_section: SpoolSection | None = None) -> AsyncIterator[Egress]:
     """An egress with what `serve_egress` would give it, not running."""
-    both = pair(way, sink=sink_of(sink))
+    both = pair(way, sink=sink_of(sink), spool=spool_section)
     assert both.sink is not None
     state = EgressState.open(Path(way.state_directory), way.name, way.id)
-    resume = state.load()
+    spool, resume = resumed(both, state)
     udp = UdpReceiver(socket.AF_INET, ("127.0.0.1", 0), log=structlog.get_logger(), buffer_bytes=1 << 22)
     core = LinkReceiver(
         ReceiverSettings(
@@ -296,16 +304,18 @@ async def opened(way: Link, sink: SinkFunction) -> AsyncIterator[Egress]:
         resume=resume,
     )
     try:
-        yield Egress(both, both.sink, core, udp, state, resume=resume)
+        yield Egress(both, both.sink, core, udp, state, resume=resume, spool=spool)
     finally:
         udp.close()
+        if spool is not None:
+            spool.close()
         state.close()
 
 
 @asynccontextmanager
-async def running(way: Link, sink: SinkFunction) -> AsyncIterator[Egress]:
+async def running(way: Link, sink: SinkFunction, spool: SpoolSection | None = None) -> AsyncIterator[Egress]:
     """An egress that runs; at the end of the block it is stopped in order."""
-    async with opened(way, sink) as egress:
+    async with opened(way, sink, spool) as egress:
         with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(egress.run)

@@ -13,7 +13,6 @@ from trio.testing import wait_all_tasks_blocked
 
 from gapconn.admin.egress_view import EgressView
 from gapconn.config import Link
-from gapconn.egress import SinkQueue
 from gapconn.errors import RemoteProtocolError
 from gapconn.events_log import EventLog
 from gapconn.ingress import Ingress
@@ -22,6 +21,7 @@ from gapconn.protocol import compression
 from gapconn.protocol.events import MessageDelivered
 from gapconn.protocol.registry import Compression
 from gapconn.record import Batch, Chunk, ChunkKind, encode_batch
+from gapconn.sink_queue import SinkQueue
 from gapconn.sources import Outlet
 from tests.services import Session, Taking, feed, ingress, link, numbers, numbers_in, running, socket_of, until
 

@@ -266,6 +266,19 @@ def test_a_wrong_value_of_the_link(problems: Problems, line: str, problem: str) 
     assert problem in found
 
 
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("max_bytes = 1000", "spool.max_bytes: too small for a spool: got 1000, allowed: 0, or at least"),
+        ('after = "2h"', "spool.after: must be at most 1h: got '2h'"),
+        ("max_byte = 1", "spool.max_byte: unknown key 'max_byte' (did you mean 'max_bytes'?)"),
+    ],
+)
+def test_a_wrong_value_of_the_spool(problems: Problems, line: str, problem: str) -> None:
+    (found,) = problems(f"{SMALLEST}\n[spool]\n{line}")
+    assert found.startswith(f"pair.toml: {problem}")
+
+
 @pytest.mark.parametrize("name", ["", "or ders", "a/b", "..", "ä", "x" * 65])
 def test_a_name_that_is_none(problems: Problems, name: str) -> None:
     (found,) = problems(f'[link]\nname = "{name}"\naddress = "h:1"')
@@ -312,7 +325,7 @@ def test_all_problems_at_once(problems: Problems) -> None:
         {"GAPCONN_NONSENSE": "1", "GAPCONN_LINK_MTU": "2"},
     )
     expected = [
-        "a key outside of a section: 'stray', allowed: link, source, sink, admin, log",
+        "a key outside of a section: 'stray', allowed: link, source, sink, spool, admin, log",
         "unknown section 'lnik' (did you mean 'link'?)",
         "environment: GAPCONN_NONSENSE: unknown variable, allowed: GAPCONN_LINK_<KEY>",
         "environment: GAPCONN_LINK_MTU: unknown key 'mtu' (did you mean 'mtu_bytes'?)",

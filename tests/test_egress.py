@@ -16,8 +16,8 @@ import trio
 from structlog.testing import capture_logs
 
 from gapconn.admin.egress_view import EgressView
-from gapconn.config import Link
-from gapconn.egress import Egress, SinkQueue
+from gapconn.config import Link, Spool
+from gapconn.egress import Egress
 from gapconn.errors import ConfigError, LinkError, RemoteProtocolError, SinkError
 from gapconn.events_log import EventLog
 from gapconn.ingress import Ingress
@@ -29,10 +29,11 @@ from gapconn.protocol.registry import DropReason
 from gapconn.protocol.sender import LinkSender, SenderSettings
 from gapconn.record import Batch, Chunk, ChunkKind, Records, decode_batch, encode_batch
 from gapconn.service import serve_egress
+from gapconn.sink_queue import SinkQueue
 from gapconn.sinks import Inlet
 from gapconn.sources import Outlet
 from gapconn.store.state import EgressState
-from gapconn.units import Address
+from gapconn.units import Address, Seconds
 from tests.services import (
     STREAM,
     Session,
@@ -244,6 +245,65 @@ async def test_a_message_larger_than_the_queue_is_taken_when_nothing_else_waits(
     queue.close()
     assert [delivery.lost_before async for delivery in queue] == [3]
     assert queue.drained
+
+
+# A sink that is away, and a spool
+
+
+@pytest.mark.req("GC-DLV-15", "GC-DLV-19", "GC-DLV-20")
+@pytest.mark.parametrize("state_is_lost", [False, True])
+async def test_what_is_in_the_spool_counts_as_delivered(tmp_path: Path, state_is_lost: bool) -> None:
+    """A restarted ingress sends again what is in the spool, and the stored state may not even know of that."""
+    way, spool = link(tmp_path / "state", heartbeat_interval=5, shutdown_grace=0), Spool(directory=str(tmp_path))
+    first, second = Session(way), Session(way, epoch=3, previous_epoch=2)
+    away = Taking(going=trio.Event())
+    async with opened(way, away, attrs.evolve(spool, after=Seconds(0.01))) as egress:
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(egress.run)
+                await feed(egress, first.start + first.numbers((0, 10), (10, 10)))
+                await until(lambda: egress.queue.spooled == 2)
+                await until(lambda: (stored(egress) or NOTHING).next_message == 2)
+                status = EgressView(egress).status()
+                assert status["spool"].items() >= {"messages": 2, "trouble": None}.items()
+                assert status["held"]["unaccepted_messages"] == 2
+                nursery.cancel_scope.cancel()
+    if state_is_lost:
+        way = link(tmp_path / "other", heartbeat_interval=5)
+    sink = Taking()
+    async with running(way, sink, spool) as egress:
+        await until(lambda: sink.numbers == list(range(20)))
+        await feed(egress, second.start + second.batch(numbers(10, 15, previous=9)))
+        assert egress.events.duplicates == 10
+    assert sink.numbers == list(range(25))
+    assert [(d.epoch, d.message) for d in sink.deliveries] == [(2, 0), (2, 1), (3, 0)]
+    assert egress.core.counters.messages_lost == {}
+    assert (await resumed(way)).positions == {(STREAM, 0): Standing(3, 0, 24)}
+
+
+NOTHING = Progress(epoch=0, next_message=0, next_record=0, positions={})
+
+
+@pytest.mark.req("GC-DLV-19")
+async def test_a_sink_that_fails_leaves_what_it_did_not_take_in_the_spool(tmp_path: Path) -> None:
+    async def sink(inlet: Inlet) -> None:
+        async for delivery in inlet:
+            if delivery.message == 2:
+                raise SinkError("the target is full")
+            delivery.accept()
+
+    way, spool = link(tmp_path, heartbeat_interval=5), Spool()
+    session = Session(way)
+    reason = pytest.RaisesExc(SinkError, match="^the target is full$")
+    with pytest.RaisesGroup(reason, flatten_subgroups=True):
+        async with running(way, sink, spool) as egress:
+            throw(session.start + session.numbers((0, 1), (1, 1), (2, 1), (3, 1)), egress.socket.address)
+            await trio.sleep_forever()
+    again = Taking()
+    async with running(way, again, spool) as egress:
+        await until(lambda: len(again.deliveries) >= 1)
+        assert egress.core.counters.records_lost == 0
+    assert again.numbers[0] == 2
 
 
 # What cannot be handed over

@@ -44,7 +44,7 @@ class EgressView:
         reasons = [] if state is ReceiverState.FOLLOWING else [f"the link is {state.value}"]
         stalled_s = self._egress.sink_stalled_s
         if stalled_s > SINK_STALLED_S:
-            waiting = self._egress.progress.waiting
+            waiting = self._egress.queue.unaccepted
             reasons.append(f"the sink has accepted nothing for {stalled_s:.0f} s, and {waiting} messages wait for it")
         return reasons
 
@@ -95,12 +95,26 @@ class EgressView:
                 "incomplete_bytes": core.held_bytes,
                 "sink_messages": len(egress.queue),
                 "sink_bytes": egress.queue.bytes,
-                "unaccepted_messages": egress.progress.waiting,
+                "unaccepted_messages": egress.queue.unaccepted,
+                "oldest_s": round(egress.queue.oldest_age_s, 3),
                 "sink_stalled_s": round(egress.sink_stalled_s, 3),
             },
-            "accepted_messages": egress.progress.accepted,
+            "spool": self._spool(),
+            "accepted_messages": egress.queue.accepted,
             "sink": {"type": egress.sink_type, "events": dict(egress.context.counters), **egress.context.status},
             "recent_events": list(egress.events.recent),
+        }
+
+    def _spool(self) -> dict[str, Any] | None:
+        queue = self._egress.queue
+        if queue.spool is None:
+            return None
+        return {
+            "directory": str(queue.spool.path),
+            "messages": queue.spooled,
+            "bytes": queue.spool.disk_bytes,
+            "max_bytes": queue.spool.max_bytes,
+            "trouble": queue.trouble or None,
         }
 
     def metrics(self) -> Iterable[Metric]:
@@ -193,18 +207,30 @@ class EgressView:
             core.held_bytes,
         )
         yield gauge("gapconn_sink_held_bytes", "Messages that wait for the sink, in bytes.", egress.queue.bytes)
-        yield counter(
-            "gapconn_messages_accepted_total", "Messages that the sink has for good.", egress.progress.accepted
-        )
+        yield counter("gapconn_messages_accepted_total", "Messages that the sink has for good.", egress.queue.accepted)
         yield gauge(
             "gapconn_sink_unaccepted_messages",
             "Messages that arrived and that the sink does not have for good yet.",
-            egress.progress.waiting,
+            egress.queue.unaccepted,
         )
         yield gauge(
             "gapconn_sink_stalled_seconds",
             "How long the sink has accepted nothing although messages wait for it.",
             egress.sink_stalled_s,
+        )
+        yield gauge(
+            "gapconn_sink_oldest_seconds",
+            "How long ago the oldest message arrived that the sink has not accepted; 0 if there is none.",
+            egress.queue.oldest_age_s,
+        )
+        spool = egress.queue.spool
+        yield gauge("gapconn_spool_bytes", "What the spool takes on disk.", egress.queue.disk_bytes)
+        yield gauge("gapconn_spool_max_bytes", "What it may take; 0 without a spool.", spool.max_bytes if spool else 0)
+        yield gauge("gapconn_spool_messages", "Messages on disk that the sink has not accepted.", egress.queue.spooled)
+        yield gauge(
+            "gapconn_spool_stuck",
+            "1 while the spool takes nothing: it is full, or its disk.",
+            bool(egress.queue.trouble),
         )
         yield counters(
             "gapconn_sink_events_total",

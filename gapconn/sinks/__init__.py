@@ -47,10 +47,12 @@ class Inlet(Protocol):
 class Sink(Protocol):
     """A sink of batches. It is made by `Class(config, context)`.
 
-    `run` returns after the inlet ended and all deliveries were accepted (or counted as lost). A target that is away is
-    tried again with `gapconn.backoff.Backoff`, for ever; while `run` takes no deliveries, the egress holds a bounded
-    amount and then refuses the newest, counted. `SinkError` only when trying again cannot help. On cancellation it
-    stops at once: the grace time was spent.
+    `run` returns after the inlet ended and all deliveries were accepted (or counted as lost). A target that is
+    away is tried again with `gapconn.backoff.Backoff`, for ever; while `run` takes no deliveries, the egress
+    spools to disk, and refuses the newest, counted, when that is full. What was not accepted is delivered again
+    after a restart, so every delivery has to be accepted at some time, also one of which a part was reported as
+    lost. `SinkError` only when trying again cannot help. On cancellation it stops at once: the grace time was
+    spent.
     """
 
     Config: ClassVar[type[Any]]

@@ -60,7 +60,7 @@ class StateFile:
         try:
             with self._errors("opened"):
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._lock_fd = _lock(directory / f"{link}.{role}.lock", link=link, role=role)
+                self._lock_fd = lock_file(directory / f"{link}.{role}.lock", link=link, role=role)
                 if not self.path.exists():
                     self._create(tables, role=role, link_id=link_id)
                 self._db = self._connect(self.path, synchronous)
@@ -144,7 +144,7 @@ class StateFile:
             db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
             db.execute("COMMIT")
         new.rename(self.path)
-        _sync_directory(self.path.parent)
+        sync_directory(self.path.parent)
 
     def _connect(self, path: Path, synchronous: str) -> sqlite3.Connection:
         # mode=rw: never make a file here.
@@ -210,7 +210,7 @@ class StateFile:
         )
 
 
-def _lock(path: Path, *, link: str, role: str) -> int:
+def lock_file(path: Path, *, link: str, role: str) -> int:
     """Take the lock for this process; the open file that holds it.
 
     Raises:
@@ -240,7 +240,7 @@ def _sibling(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

@@ -158,7 +158,9 @@ class Ends:
     def file(self) -> Path:
         return self.directory / "pair.toml"
 
-    def configure(self, source: str = "", sink: str = "", **link: str | int | Mapping[str, str]) -> None:
+    def configure(
+        self, source: str = "", sink: str = "", spool: str = "", **link: str | int | Mapping[str, str]
+    ) -> None:
         """Write the configuration file. `link`: keys of [link] beside those that every test has."""
         keys: dict[str, str | int | Mapping[str, str]] = {
             "name": "orders",
@@ -172,6 +174,7 @@ class Ends:
         lines = ["[link]", *(f"{key} = {_toml(value)}" for key, value in keys.items())]
         lines += [f"[source]\n{source}"] if source else []
         lines += [f"[sink]\n{sink}"] if sink else []
+        lines += [f"[spool]\n{spool}"] if spool else []
         lines += ["[admin]", f'listen = "{self.host}:0"', "[log]", 'format = "json"']
         self.file.write_text("\n".join(lines) + "\n")
 

@@ -53,4 +53,4 @@ def test_the_text_names_only_reasons_and_causes_that_exist() -> None:
     named = {
         (path.name, name) for path in SPEC.glob("*.md") for name in re.findall(r"\(`([a-z_]+)`\)", path.read_text())
     }
-    assert {name for _, name in named} == known - {"gap", "refused"}, named
+    assert {name for _, name in named} == known - {"gap"}, named
