@@ -21,6 +21,7 @@ from gapconn.errors import LinkError
 from gapconn.protocol.envelope import Run
 from gapconn.protocol.events import MessageDelivered
 from gapconn.protocol.positions import Standing
+from gapconn.protocol.registry import Compression
 from gapconn.store.spool import Damage, Place, Spool, Spooled, Trouble
 
 MIB = 1 << 20
@@ -38,6 +39,8 @@ def entry(number: int, *, size_bytes: int = 1000, epoch: int = 7) -> Spooled:
             already_delivered={("orders", 3): 10 * number + 2},
             positions={("orders", 3): Standing(epoch, 0, 10 * number + 9), ("ä", 2**40): Standing(2**64 - 1, -1, -1)},
             body=memoryview(number.to_bytes(8, "big").ljust(size_bytes, b".")),
+            compression=Compression.ZSTD if number % 2 else Compression.NONE,
+            plain_bytes=size_bytes * 3 if number % 2 else 0,
         ),
         lost_before=number % 3,
         arrived_s=1_000_000.5 + number,
