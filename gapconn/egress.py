@@ -30,7 +30,9 @@ from gapconn.protocol.receiver import LinkReceiver, Progress
 from gapconn.protocol.registry import LossCause
 from gapconn.protocol.wire import Burst, Slab
 from gapconn.record import Batch, Chunk, Records, decode_batch
+from gapconn.repair import claims_of, repaired_batch, rest_of
 from gapconn.sinks import Delivery
+from gapconn.store.journal import Changes
 from gapconn.store.state import EgressState
 
 ARRIVALS_HELD_MAX = 2
@@ -44,6 +46,8 @@ LAST_RECEIVE_S = 1.0
 """How long an egress that was told to stop still takes what the kernel has received."""
 CHECKPOINT_INTERVAL_S = 0.1
 """How often progress is stored; what a killed egress delivered since is reported as `while_away`."""
+CHECKPOINTS_PER_LOOK = 5
+"""After so many of them, the egress looks what operators want closed in the journal."""
 
 
 @attrs.frozen
@@ -133,11 +137,18 @@ class SinkQueue:
                 message=waiting.message.number,
                 lost_before=lost_before,
                 batch=batch,
+                repair=bool(waiting.message.spans),
                 accept=waiting.accept,
             )
 
     def _batch(self, message: MessageDelivered) -> Batch:
         batch = decode_batch(message.body)
+        if message.spans:
+            repaired = repaired_batch(batch, message)
+            for part in repaired.parts:
+                assert isinstance(part, Records)
+                self.events.records_repaired(part.stream, part.partition, len(part.positions))
+            return repaired
         return self._without_delivered(batch, message) if message.already_delivered else batch
 
     def _without_delivered(self, batch: Batch, message: MessageDelivered) -> Batch:
@@ -150,15 +161,17 @@ class SinkQueue:
             if delivered is None or not isinstance(part, Records):
                 parts.append(part)
                 continue
-            rest = part.after(delivered)
+            rest = rest_of(part, delivered, message.claimed.get((part.stream, part.partition), ()))
+            missed = sum(position <= delivered for position in rest.positions)
+            self.events.records_repaired(part.stream, part.partition, missed)
             self.events.duplicates_dropped(part.stream, part.partition, len(part.positions) - len(rest.positions))
             if rest.positions:
                 parts.append(rest)
         return Batch(origin=batch.origin, parts=parts)
 
-    def lost(self, *, stream: str, first: int, last: int, reason: str) -> None:
+    def lost(self, *, stream: str, partition: int | None = None, first: int, last: int, reason: str) -> None:
         """The sink reports what will never reach the target."""
-        self.events.sink_lost(stream=stream, first=first, last=last, reason=reason)
+        self.events.sink_lost(stream=stream, partition=partition, first=first, last=last, reason=reason)
 
 
 class Egress:
@@ -191,7 +204,8 @@ class Egress:
         self.context = Context(link=pair.link.name, link_id=pair.link.id, epoch=0, log=self.log.bind(task="sink"))
         self.sink_type = section.type
         self.started_at_s = trio.current_time()
-        self.events = EventLog(self.log)
+        self.events = EventLog(self.log, state.journal)
+        self.journal = state.journal
         # A gap that ends releases all that waited behind it at once. That was counted as reassembly memory before, so
         # it must not be what fills the queue.
         self.queue = SinkQueue(pair.link.sink_buffer_bytes + pair.link.reassembly_bytes_max, self.events)
@@ -200,6 +214,8 @@ class Egress:
         self._sink = section.plugin_class(section.config, self.context)
         self._pool = SlabPool(SLABS, RECEIVE_SLAB_BYTES)
         self._arrivals_in, self._arrivals_out = trio.open_memory_channel[_Arrival](ARRIVALS_HELD_MAX)
+        self._fulfilled: list[int] = []
+        """Wishes of operators that were done and are to be taken off the list."""
         self._lost_before = 0
         self._accepted_before = 0
         self._sink_moved_at_s = trio.current_time()
@@ -276,8 +292,10 @@ class Egress:
         """Store the progress now and then, as long as the sink runs (GC-DLV-18); `run` does it once more at the end."""
         with self._storing:
             while True:
-                await trio.sleep(CHECKPOINT_INTERVAL_S)
-                await self._save()
+                for _ in range(CHECKPOINTS_PER_LOOK):
+                    await trio.sleep(CHECKPOINT_INTERVAL_S)
+                    await self._save()
+                await self._take_wishes()
 
     def _watch_sink(self) -> None:
         accepted = self.progress.accepted
@@ -294,9 +312,16 @@ class Egress:
 
     async def _save(self) -> None:
         with trio.CancelScope(shield=True):  # what was taken out of the tracker is stored
-            save = self.progress.take()
-            if save is not None:
-                await trio.to_thread.run_sync(self._state.save, save)
+            progress, gaps = self.progress.take(), Changes.of(self.journal, self._fulfilled)
+            if progress is not None or gaps is not None:
+                self._fulfilled = []
+                await trio.to_thread.run_sync(self._state.save, progress, gaps)
+
+    async def _take_wishes(self) -> None:
+        """Close what an operator wants closed."""
+        for number, entries, reason in await trio.to_thread.run_sync(self._state.wishes):
+            self.events.close_by_hand(entries, reason)
+            self._fulfilled.append(number)
 
     def _handle_events(self) -> None:
         for event in self.core.take_events():
@@ -308,11 +333,17 @@ class Egress:
                 if isinstance(event, MessagesLost):
                     self._lost_before += event.last - event.first + 1
         core = self.core
+        if self.journal.unaccounted and core.accounted:
+            self.journal.accounted(core.session_epoch)
         if core.session_epoch:
             self.progress.known(core.session_epoch, core.messages_known, core.records_known, ended=core.ended)
 
     def _hand_over(self, message: MessageDelivered) -> None:
+        if self.journal.unaccounted:
+            self.journal.accounted(message.epoch)
         accept = self.progress.expect(message)
+        if message.spans or message.already_delivered:
+            message, accept = self._claim(message, accept)
         if not message.body and not message.record_count:  # it only told positions
             accept()
         elif self.queue.offer(message, accept, self._lost_before):
@@ -323,6 +354,22 @@ class Egress:
                 message, LossCause.REFUSED, "the sink is slow, and link.sink_buffer_bytes are held for it"
             )
             accept()
+
+    def _claim(
+        self, message: MessageDelivered, accept: Callable[[], None]
+    ) -> tuple[MessageDelivered, Callable[[], None]]:
+        """Take from the journal what this message is to settle of it (GC-RPR-6, GC-RPR-7, GC-DLV-15)."""
+        self.events.source_has_no_more(span for span in message.spans if span.gone)
+        claims = claims_of(message, self.journal)
+        if not claims:
+            return message, accept
+        claimed = attrs.evolve(message, claimed=claims)
+
+        def accept_and_close() -> None:
+            self.events.repair_accepted(claims)
+            accept()
+
+        return claimed, accept_and_close
 
     def stop(self) -> None:
         """Ask for an orderly end."""

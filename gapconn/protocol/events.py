@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import attrs
 
-from gapconn.protocol.envelope import Run
+from gapconn.protocol.envelope import Run, Span
 from gapconn.protocol.positions import Standing
 from gapconn.protocol.registry import LossCause
 
@@ -111,6 +111,11 @@ class MessageDelivered:
     """By (stream, partition) of the runs: how far it is delivered with this message."""
     body: memoryview
     """The batch; empty for a message that only told positions and has nothing for the sink."""
+    spans: tuple[Span, ...] = ()
+    """What a repair settles; empty for all other messages."""
+    claimed: Mapping[tuple[str, int], tuple[tuple[int, int], ...]] = attrs.field(factory=dict)
+    """By (stream, partition): positions, from first to last, that are still missing and are to be delivered although
+    they are not beyond what was delivered. Filled in by the egress, which knows its journal."""
 
 
 @attrs.frozen(kw_only=True)

@@ -172,6 +172,11 @@ class LinkReceiver:
         return self._reassembler.known_sent
 
     @property
+    def accounted(self) -> bool:
+        """Whether the records of all messages settled so far have been seen, or reported as lost."""
+        return self.announcement is not None and self.announcement.messages_sent == self._reassembler.next_message
+
+    @property
     def records_known(self) -> int:
         """Records of the session that are known to have been sent."""
         return max(self._next_record, self.announcement.records_sent if self.announcement else 0)
@@ -498,6 +503,7 @@ class LinkReceiver:
                 already_delivered=already,
                 positions=self._positions.of(message.runs),
                 body=message.body,
+                spans=tuple(message.spans),
             )
         )
 

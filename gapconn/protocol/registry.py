@@ -60,6 +60,7 @@ class MessageKind(IntEnum):
 
     BATCH = 1
     POSITIONS = 2
+    REPAIR = 3
 
 
 class DropReason(IntEnum):

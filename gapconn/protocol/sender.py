@@ -8,7 +8,7 @@ from collections.abc import Callable
 import attrs
 
 from gapconn.errors import LocalProtocolError
-from gapconn.protocol.envelope import MESSAGE_OVERHEAD_BYTES, Run, begin_message, end_message
+from gapconn.protocol.envelope import MESSAGE_OVERHEAD_BYTES, Run, Span, begin_message, end_message
 from gapconn.protocol.fragmenter import Fragmenter, cut_of
 from gapconn.protocol.positions import SentPositions
 from gapconn.protocol.registry import (
@@ -162,6 +162,24 @@ class LinkSender:
         self._positions.sent(chained)
         return number
 
+    def compose_repair(self, spans: list[Span], write_body: Callable[[bytearray, int], None], now_s: float) -> int:
+        """Make the next message of records that were lost before: outside of the chain of positions (GC-RPR-4).
+
+        Args:
+            spans: What it settles, at least one.
+            write_body: As for `compose`; writes nothing when no span has records.
+            now_s: The time.
+
+        Returns:
+            The number of the message.
+
+        Raises:
+            LocalProtocolError: as for `compose`.
+        """
+        number = self._compose(MessageKind.REPAIR, spans, 0, write_body)
+        self._last_message_s = self._clock(now_s)
+        return number
+
     @property
     def bursts_left(self) -> int:
         """Bursts of the composed message that `next_burst` has still to build."""
@@ -206,7 +224,11 @@ class LinkSender:
         return effect
 
     def _compose(
-        self, kind: MessageKind, runs: list[Run], record_count: int, write_body: Callable[[bytearray, int], None]
+        self,
+        kind: MessageKind,
+        runs: list[Run] | list[Span],
+        record_count: int,
+        write_body: Callable[[bytearray, int], None],
     ) -> int:
         if self._fragmenter is not None:
             raise LocalProtocolError("the message before is not finished")

@@ -35,6 +35,8 @@ from gapconn.sinks import Delivery, Inlet
 from gapconn.units import Bytes
 
 ANY_PARTITION: Final = -1
+REPAIR_HEADER: Final[Header] = ("gapconn-repair", b"1")
+"""On a record that was lost before and sent again: it stands behind later ones."""
 REQUEST_TIMEOUT_S: Final = 1.0
 PROBE_INTERVAL_S: Final = 1.0
 CLOSE_TIMEOUT_S: Final = 3.0
@@ -89,7 +91,8 @@ class KafkaSinkConfig:
     )
     origin_headers: bool = option(
         default=True,
-        help="Add the headers gapconn-cluster, gapconn-topic, gapconn-partition and gapconn-offset: a unique id.",
+        help="Add the headers gapconn-cluster, gapconn-topic, gapconn-partition and gapconn-offset: a unique id; and "
+        "gapconn-repair to a record that was lost before and sent again.",
     )
     in_flight_bytes: Bytes = option(
         default=Bytes(64 << 20), help="How much may be on its way to the brokers without acknowledgement."
@@ -261,6 +264,8 @@ class KafkaSink:
         for part in delivery.batch.parts:
             assert isinstance(part, Records)
             origin = _origin_headers(delivery.batch.origin, part) if self._config.origin_headers else None
+            if origin is not None and delivery.repair:
+                origin.append(REPAIR_HEADER)
             runs.append(
                 _Run(
                     records=part,
@@ -347,10 +352,16 @@ class KafkaSink:
     def _give_up_if_rejected(self, run: _Run, inlet: Inlet) -> None:
         """Count and report a record that was rejected although it was sent alone."""
         if run.one_by_one and run.failure is not None and run.failure.code() in _REJECTED:
-            position, stream = run.records.positions[run.done], f"{run.records.stream}/{run.records.partition}"
+            position, stream = run.records.positions[run.done], run.records.stream
             self._counters["record_rejected"] += 1
             self._log.error("record_rejected", stream=stream, position=position, error=run.failure.str())
-            inlet.lost(stream=stream, first=position, last=position, reason=f"rejected: {run.failure.str()}")
+            inlet.lost(
+                stream=stream,
+                partition=run.records.partition,
+                first=position,
+                last=position,
+                reason=f"rejected: {run.failure.str()}",
+            )
             run.done += 1
             run.failure = None
             self._progress += 1

@@ -7,7 +7,7 @@ import struct
 import msgspec
 from xxhash import xxh3_64_digest
 
-from gapconn.protocol.envelope import Run
+from gapconn.protocol.envelope import Run, Span
 from gapconn.protocol.registry import MessageKind
 from tests.protocol.frames import message_of
 from tests.spec.vectors import CutOfMessage, Cuts, DamagedMessage, Messages, WholeMessage
@@ -47,17 +47,26 @@ def _whole() -> list[WholeMessage]:
         _batch("largest numbers", b"x", extreme, first_record=TOP_64, record_count=2**32 - 1),
         _positions("positions only", told),
         _positions("positions only, and none", []),
+        _repair("a repair", b"records", [Span("orders", 0, 15, 19, 4), Span("größer", 7, 0, 0, 0)]),
+        _repair("a repair of which nothing is left", b"", [Span("s", 2**31 - 1, 0, TOP_63, 0, "deleted")]),
+        _repair("a repair that is delivered again", b"x", [Span("", 0, TOP_63, TOP_63, 1, "", True)]),
     ]
 
 
 def _batch(name: str, body: bytes, runs: list[Run], *, first_record: int = 0, record_count: int = 1) -> WholeMessage:
     message = message_of(body, runs=runs, first_record=first_record, record_count=record_count)
-    return WholeMessage(name, message.hex(), "batch", first_record, record_count, _fields(runs), body.hex())
+    return WholeMessage(name, message.hex(), "batch", first_record, record_count, _fields(runs), [], body.hex())
 
 
 def _positions(name: str, runs: list[Run]) -> WholeMessage:
     message = message_of(runs=runs, first_record=37, record_count=0, kind=MessageKind.POSITIONS)
-    return WholeMessage(name, message.hex(), "positions", 37, 0, _fields(runs), "")
+    return WholeMessage(name, message.hex(), "positions", 37, 0, _fields(runs), [], "")
+
+
+def _repair(name: str, body: bytes, spans: list[Span]) -> WholeMessage:
+    message = message_of(body, runs=spans, first_record=37, record_count=0, kind=MessageKind.REPAIR)
+    fields = [(s.stream, s.partition, s.first, s.last, s.count, s.gone, s.again) for s in spans]
+    return WholeMessage(name, message.hex(), "repair", 37, 0, [], fields, body.hex())
 
 
 def _fields(runs: list[Run]) -> list[tuple[str, int, int, int, int, int, int, bool, int]]:
@@ -72,7 +81,7 @@ def _damaged() -> dict[str, bytes]:
         "a flipped bit in the check": _flipped(good, len(good) - 1),
         "a flipped bit in the first record": _flipped(good, 10),
         "kind 0": _raw(kind=0),
-        "kind 3": _raw(kind=3),
+        "kind 4": _raw(kind=4),
         "reserved field 1, first byte": _raw(zeros=1 << 16),
         "reserved field 1, last byte": _raw(zeros=1),
         "reserved field 2": _raw(rest=1),
@@ -107,6 +116,17 @@ def _damaged() -> dict[str, bytes]:
         "positions only, previous and first differ": _run("s", 0, 5, 6, 6, 0, kind=2, record_count=0, body=b""),
         "positions only, with a body": _run("s", 0, 6, 6, 6, 0, kind=2, record_count=0),
         "positions only, with a record count": _run("s", 0, 6, 6, 6, 0, kind=2, body=b""),
+        "a repair of nothing": _raw(b"\x90", kind=3, record_count=0, body=b""),
+        "a repair with a record count": _span("s", 0, 4, 6, 3, "", False, record_count=3),
+        "a repair with records and no body": _span("s", 0, 4, 6, 3, "", False, body=b""),
+        "a repair with a body and no records": _span("s", 0, 4, 6, 0, "", False),
+        "a repair that ends before it begins": _span("s", 0, 6, 4, 1, "", False),
+        "a repair of more records than positions": _span("s", 0, 4, 6, 4, "", False),
+        "a repair with records that are gone": _span("s", 0, 4, 6, 3, "deleted", False),
+        "a repair with too long a reason": _span("s", 0, 4, 6, 0, "x" * 201, False, body=b""),
+        "a repair of negative positions": _span("s", 0, -1, 6, 3, "", False),
+        "a repair with a run in place of a span": _run("s", 0, 3, 4, 6, 3, kind=3, record_count=0),
+        "a repair of which it is not known whether it is delivered again": _span("s", 0, 4, 6, 3, "", 0),
     }
 
 
@@ -121,6 +141,10 @@ def _run(
 ) -> bytes:
     positions = msgspec.msgpack.encode([(*fields, begun, continues, chain)])
     return _raw(positions, kind=kind, record_count=record_count, body=body)
+
+
+def _span(*fields: object, record_count: int = 0, body: bytes = b"a body") -> bytes:
+    return _raw(msgspec.msgpack.encode([fields]), kind=3, record_count=record_count, body=body)
 
 
 def _raw(
