@@ -23,6 +23,8 @@ from gapconn.ingress import Ingress, burst_datagrams_at
 from gapconn.link.udp import UdpReceiver, UdpSender, ip_header_bytes, resolve
 from gapconn.protocol.receiver import LinkReceiver, ReceiverSettings
 from gapconn.protocol.sender import LinkSender, SenderSettings
+from gapconn.resend import Resends
+from gapconn.store.resends import ResendFile
 from gapconn.store.state import EgressState, IngressState
 from gapconn.units import format_bytes, format_rate
 
@@ -44,8 +46,12 @@ class End(Protocol):
         """What is not done, when the grace time was spent."""
 
 
-async def serve_ingress(pair: Pair) -> None:
+async def serve_ingress(pair: Pair, *, only_resends: bool = False) -> None:
     """Run the ingress of `pair` until its source ends or a signal asks it to stop.
+
+    Args:
+        pair: What it is to do.
+        only_resends: Take nothing new from the source: send what was asked to be sent again, and end.
 
     Raises:
         GapconnError: it cannot start, or cannot go on.
@@ -57,7 +63,12 @@ async def serve_ingress(pair: Pair) -> None:
     state = await trio.to_thread.run_sync(
         IngressState.open, Path(pair.link.state_directory), pair.link.name, pair.link.id
     )
+    requests: ResendFile | None = None
     try:
+        directory = Path(pair.link.state_directory)
+        requests = await trio.to_thread.run_sync(ResendFile.open, directory, pair.link.name, pair.link.id)
+        resends = Resends(requests, pair.source, link=pair.link, log=log.bind(task="resend"))
+        section = resends.as_source() if only_resends else pair.source
         # The clock only matters where there is no stored state, or a stored state from a clock that is behind.
         epoch, previous_epoch = await trio.to_thread.run_sync(state.begin_session, time.time_ns() // 1000)
         header_bytes = ip_header_bytes(target[0])
@@ -86,11 +97,13 @@ async def serve_ingress(pair: Pair) -> None:
                 segmentation_offload=udp.gso,
                 announcing_s=0 if previous_epoch else pair.link.interruption_timeout_s,
             )
-            ingress = Ingress(pair, pair.source, core, udp, header_bytes=header_bytes)
+            ingress = Ingress(pair, section, core, udp, header_bytes=header_bytes, resends=resends)
             await _run_until_stopped(ingress, IngressView(ingress))
         finally:
             udp.close()
     finally:
+        if requests is not None:
+            requests.close()
         state.close()
 
 

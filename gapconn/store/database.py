@@ -7,6 +7,7 @@ import fcntl
 import os
 import socket
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,9 @@ _OWNER_TABLE: Final = "CREATE TABLE owner(role TEXT NOT NULL, link_id TEXT NOT N
 
 SHARED_TIMEOUT_S: Final = 30.0
 """How long a transaction of a shared file waits for that of another process."""
+
+LOCK_TRIES: Final = 5
+LOCK_PAUSE_S: Final = 0.02
 
 _DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR})
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
@@ -237,7 +241,7 @@ def _lock(path: Path, *, link: str, role: str) -> int:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _try_lock(fd)
         except BlockingIOError as error:
             holder = os.pread(fd, 256, 0).decode("ascii", "replace").strip()
             who = f" ({holder})" if holder else ""
@@ -252,6 +256,31 @@ def _lock(path: Path, *, link: str, role: str) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _try_lock(fd: int) -> None:
+    """Take a lock, unless somebody holds it for longer than `held` does."""
+    for _ in range(LOCK_TRIES):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(LOCK_PAUSE_S)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def held(directory: Path, *, link: str, role: str) -> bool:
+    """Whether a process of this host has the state of this end open."""
+    try:
+        fd = os.open(directory / f"{link}.{role}.lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def _wait_for_lock(path: Path) -> int:
