@@ -51,7 +51,7 @@ class Entry:
     """Records lost, as counted by the sender; a restarted egress may count some a second time."""
     messages: RangeSet = attrs.field(factory=RangeSet)
     missing: dict[Place, RangeSet] = attrs.field(factory=dict)
-    """Positions that are open."""
+    """Positions that are open; of an entry that was closed by hand, those that were."""
     repaired: dict[Place, RangeSet] = attrs.field(factory=dict)
     gone: dict[Place, RangeSet] = attrs.field(factory=dict)
     """Positions that the source has no more."""
@@ -102,7 +102,7 @@ class Journal:
             self._next_number = max(self._next_number, entry.number + 1)
             for first, last in entry.messages:
                 self._messages.setdefault(entry.epoch, RangeSet()).add(first, last)
-            for place, ranges in entry.missing.items():
+            for place, ranges in entry.missing.items() if entry.open else ():
                 for first, last in ranges:
                     self._open.setdefault(place, RangeSet()).add(first, last)
 
@@ -364,7 +364,7 @@ class Journal:
         self._changed.pop(number, None)
         self._unproven.pop(number, None)
         self._removed.append(number)
-        for place, ranges in entry.missing.items():
+        for place, ranges in entry.missing.items() if entry.open else ():
             for first, last in ranges:
                 self._open[place].remove(first, last)
                 self._unclaim(place, first, last)

@@ -192,6 +192,18 @@ def test_an_entry_is_closed_by_hand() -> None:
 
 
 @pytest.mark.req("GC-RPR-2")
+def test_a_closed_entry_is_forgotten_without_a_trace() -> None:
+    """What it still had when it was closed by hand is not open, before and after a restart."""
+    journal = told(missing(10, 24))
+    journal.close_by_hand([1], "not needed", 2_000)
+    journal = Journal(list(journal), journal.next_number)
+    assert (journal.positions_missing, journal.claim("t", 0, 0, 99)) == (0, ())
+    for n in range(ENTRIES_MAX):
+        journal.happened(missing(n, n, U, epoch=n + 10), n)
+    assert (len(journal), journal.forgotten, journal.take()[1]) == (ENTRIES_MAX, [], [1])
+
+
+@pytest.mark.req("GC-RPR-2")
 def test_it_is_bounded_and_forgets_closed_entries_first() -> None:
     journal = Journal()
     for n in range(ENTRIES_MAX):
