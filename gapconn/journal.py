@@ -10,7 +10,7 @@ needs no knowledge of entries.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, TypeAlias
 
 import attrs
@@ -286,14 +286,15 @@ class Journal:
     def repaired(self, claimed: Mapping[tuple[str, int], tuple[Range, ...]], now_ms: int) -> None:
         """The sink has accepted what was claimed."""
         for place, ranges in claimed.items():
-            for first, last in ranges:
-                # What the sink has given up meanwhile is claimed no more.
-                for part_first, part_last in self._claimed.get(place, RangeSet()).remove(first, last):
-                    self._settle(place, part_first, part_last, now_ms)
+            claims = self._claimed.get(place, RangeSet())
+            # What the sink has given up meanwhile is claimed no more.
+            self._settle(place, [part for each in ranges for part in claims.remove(*each)], now_ms)
+            if not claims:
+                self._claimed.pop(place, None)
 
     def is_gone(self, span: Span, now_ms: int) -> None:
         """The source has these no more."""
-        self._settle((span.stream, span.partition), span.first, span.last, now_ms, gone=span.gone)
+        self._settle((span.stream, span.partition), [(span.first, span.last)], now_ms, gone=span.gone)
 
     def close_by_hand(self, numbers: Iterable[int], reason: str, now_ms: int) -> list[int]:
         """Somebody says that these entries are of no interest any more; the numbers of those that were open."""
@@ -313,22 +314,28 @@ class Journal:
             closed.append(number)
         return closed
 
-    def _settle(self, place: Place, first: int, last: int, now_ms: int, gone: str = "") -> None:
+    def _settle(self, place: Place, ranges: Sequence[Range], now_ms: int, gone: str = "") -> None:
         """These are missing no more."""
-        ranges = self._open.get(place)
-        if ranges is None or not ranges.remove(first, last):
+        of_place = self._open.get(place)
+        if of_place is None or not ranges:
             return
-        if not ranges:
+        settled = [part for each in ranges for part in of_place.remove(*each)]
+        if not of_place:
             del self._open[place]
+        if not settled:
+            return
+        low, high = min(first for first, _ in settled), max(last for _, last in settled)
         for entry in self.open_entries:
             of_entry = entry.missing.get(place)
-            settled = of_entry.remove(first, last) if of_entry is not None else []
-            if of_entry is None or not settled:
+            if of_entry is None or not of_entry.meets(low, high):
+                continue
+            found = [part for each in settled for part in of_entry.remove(*each)]
+            if not found:
                 continue
             if not of_entry:
                 del entry.missing[place]
             done = (entry.gone if gone else entry.repaired).setdefault(place, RangeSet())
-            for part in settled:
+            for part in found:
                 done.add(*part)
             entry.reason = gone or entry.reason
             if not entry.missing:

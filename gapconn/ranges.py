@@ -60,6 +60,10 @@ class RangeSet:
         self._ranges[begin:end] = rest
         return [(max(first, a), min(last, b)) for a, b in touched]
 
+    def meets(self, first: int, last: int) -> bool:
+        """Whether any of these may be there: whether they reach into what lies between the first and the last range."""
+        return bool(self._ranges) and self._ranges[0][0] <= last and first <= self._ranges[-1][1]
+
     def within(self, first: int, last: int) -> list[Range]:
         """The parts of these that are there."""
         begin, end = self._touched(first, last)

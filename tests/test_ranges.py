@@ -23,6 +23,7 @@ def test_it_is_a_set_of_numbers(steps: list[tuple[bool, Range]]) -> None:
         these = set(range(first, last + 1))
         assert numbers(found.within(first, last)) == model & these
         assert numbers(found.gaps(first, last)) == these - model
+        assert found.meets(first, last) or not model & these
         if add:
             assert numbers(found.add(first, last)) == these - model
             model |= these
