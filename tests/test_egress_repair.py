@@ -127,6 +127,18 @@ async def test_a_repair_that_is_lost_leaves_no_entry_of_its_own(way: Link) -> No
         await until(lambda: not egress.journal.open_entries)
 
 
+async def test_nothing_with_records_was_lost_at_the_end(way: Link) -> None:
+    """The announcement says so: no later message is needed to know it."""
+    session = Session(way)
+    async with running(way, Taking()) as egress:
+        await feed(egress, session.start + session.numbers((0, 10)))
+        session.repair(numbers(10, 10), span(10, 19))  # the gap swallows it, and the positions behind it
+        await feed(egress, session.heartbeat()[-1:])
+        await until(lambda: egress.core.counters.messages_lost.total() == 2)
+        await until(lambda: not list(egress.journal))
+    assert not list(stored(way))
+
+
 @pytest.mark.req("GC-DLV-15")
 async def test_a_restarted_ingress_that_sends_again_what_was_missing_closes_it(way: Link) -> None:
     """It was killed before it could commit: what it reads again was delivered, but for the hole in it."""
