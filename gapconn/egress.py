@@ -30,7 +30,7 @@ from gapconn.protocol.receiver import LinkReceiver, Progress
 from gapconn.protocol.registry import LossCause
 from gapconn.protocol.wire import Burst, Slab
 from gapconn.record import Batch, Chunk, Records, decode_batch
-from gapconn.repair import claims_of, repaired_batch, rest_of
+from gapconn.repair import claims_of, repaired_batch
 from gapconn.sinks import Delivery
 from gapconn.store.journal import Changes
 from gapconn.store.state import EgressState
@@ -161,9 +161,7 @@ class SinkQueue:
             if delivered is None or not isinstance(part, Records):
                 parts.append(part)
                 continue
-            rest = rest_of(part, delivered, message.claimed.get((part.stream, part.partition), ()))
-            missed = sum(position <= delivered for position in rest.positions)
-            self.events.records_repaired(part.stream, part.partition, missed)
+            rest = part.after(delivered)
             self.events.duplicates_dropped(part.stream, part.partition, len(part.positions) - len(rest.positions))
             if rest.positions:
                 parts.append(rest)
@@ -342,7 +340,7 @@ class Egress:
         if self.journal.unaccounted:
             self.journal.accounted(message.epoch)
         accept = self.progress.expect(message)
-        if message.spans or message.already_delivered:
+        if message.spans:
             message, accept = self._claim(message, accept)
         if not message.body and not message.record_count:  # it only told positions
             accept()
@@ -358,7 +356,7 @@ class Egress:
     def _claim(
         self, message: MessageDelivered, accept: Callable[[], None]
     ) -> tuple[MessageDelivered, Callable[[], None]]:
-        """Take from the journal what this message is to settle of it (GC-RPR-6, GC-RPR-7, GC-DLV-15)."""
+        """Take from the journal what this message is to settle of it (GC-RPR-6, GC-RPR-7)."""
         self.events.source_has_no_more(span for span in message.spans if span.gone)
         claims = claims_of(message, self.journal)
         if not claims:

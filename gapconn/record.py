@@ -70,12 +70,12 @@ class Records(msgspec.Struct, array_like=True, tag=1, gc=False, kw_only=True):
             timestamp_type=self.timestamp_type,
         )
 
-    def within(self, ranges: Sequence[tuple[int, int]], beyond: int | None = None) -> Records:
-        """The same run with only the records in `ranges` (first and last, both included), and those after `beyond`."""
+    def within(self, ranges: Sequence[tuple[int, int]]) -> Records:
+        """The same run with only the records in `ranges` (first and last, both included)."""
         rows = [
             row
             for row, position in enumerate(self.positions)
-            if (beyond is not None and position > beyond) or any(first <= position <= last for first, last in ranges)
+            if any(first <= position <= last for first, last in ranges)
         ]
         return Records(
             stream=self.stream,

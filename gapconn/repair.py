@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from gapconn.journal import Journal
 from gapconn.protocol.events import MessageDelivered
 from gapconn.ranges import Range
@@ -14,19 +12,13 @@ Claims = dict[tuple[str, int], tuple[Range, ...]]
 
 
 def claims_of(message: MessageDelivered, journal: Journal) -> Claims:
-    """What `message` settles of the journal; nobody else settles it from now on (GC-RPR-6, GC-DLV-15)."""
-    wanted: list[tuple[str, int, int, int]] = [
-        (span.stream, span.partition, span.first, span.last) for span in message.spans if not span.gone
-    ]
-    for run in message.runs:
-        delivered = message.already_delivered.get((run.stream, run.partition), -1)
-        if run.first <= delivered:
-            wanted.append((run.stream, run.partition, run.first, min(run.last, delivered)))
+    """What `message` settles of the journal; nobody else settles it from now on (GC-RPR-6)."""
     claims: Claims = {}
-    for stream, partition, first, last in wanted:
-        ranges = journal.claim(stream, partition, first, last)
+    for span in message.spans:
+        key = (span.stream, span.partition)
+        ranges = () if span.gone else journal.claim(*key, span.first, span.last)
         if ranges:
-            claims[stream, partition] = claims.get((stream, partition), ()) + ranges
+            claims[key] = claims.get(key, ()) + ranges
     return claims
 
 
@@ -42,8 +34,3 @@ def repaired_batch(batch: Batch, message: MessageDelivered) -> Batch:
         if rest.positions:
             parts.append(rest)
     return Batch(origin=batch.origin, parts=parts)
-
-
-def rest_of(part: Records, delivered: int, claimed: Sequence[Range]) -> Records:
-    """Of records that were sent again: those beyond the last one delivered, and those that were missing."""
-    return part.within(claimed, beyond=delivered) if claimed else part.after(delivered)

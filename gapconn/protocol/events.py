@@ -114,8 +114,8 @@ class MessageDelivered:
     spans: tuple[Span, ...] = ()
     """What a repair settles; empty for all other messages."""
     claimed: Mapping[tuple[str, int], tuple[tuple[int, int], ...]] = attrs.field(factory=dict)
-    """By (stream, partition): positions, from first to last, that are still missing and are to be delivered although
-    they are not beyond what was delivered. Filled in by the egress, which knows its journal."""
+    """Of a repair, by (stream, partition): the positions, from first to last, that the egress misses and takes of it.
+    Filled in by the egress, which knows its journal."""
 
 
 @attrs.frozen(kw_only=True)
