@@ -30,7 +30,9 @@ from gapconn.protocol.receiver import LinkReceiver, Progress
 from gapconn.protocol.registry import LossCause
 from gapconn.protocol.security import Keys
 from gapconn.protocol.wire import Burst, Slab
+from gapconn.repair import claims_of
 from gapconn.sink_queue import SinkQueue
+from gapconn.store.journal import Changes
 from gapconn.store.spool import Spool
 from gapconn.store.state import EgressState
 
@@ -44,6 +46,8 @@ LAST_RECEIVE_S = 1.0
 CHECKPOINT_INTERVAL_S = 0.1
 """How often progress is stored; what a killed egress delivered since is reported as `while_away`, or delivered again if
 it was in the spool."""
+CHECKPOINTS_PER_LOOK = 5
+"""After so many of them, the egress looks what operators want closed in the journal."""
 HAND_OUT_SHARE = 0.5
 """Of the grace time. What is in the spool then is not begun any more, so that the sink can end what it has."""
 
@@ -90,7 +94,8 @@ class Egress:
         self.context = Context(link=pair.link.name, link_id=pair.link.id, epoch=0, log=self.log.bind(task="sink"))
         self.sink_type = section.type
         self.started_at_s = trio.current_time()
-        self.events = EventLog(self.log)
+        self.events = EventLog(self.log, state.journal)
+        self.journal = state.journal
         # A gap that ends releases all that waited behind it at once. That was counted as reassembly memory before, so
         # it must not be what fills the queue.
         self.queue = SinkQueue(
@@ -110,6 +115,8 @@ class Egress:
         self._sink = section.plugin_class(section.config, self.context)
         self._pool = SlabPool(SLABS, RECEIVE_SLAB_BYTES)
         self._arrivals_in, self._arrivals_out = trio.open_memory_channel[_Arrival](ARRIVALS_HELD_MAX)
+        self._fulfilled: list[int] = []
+        """Wishes of operators that were done and are to be taken off the list."""
         self._lost_before = 0
         self._accepted_before = 0
         self._sink_moved_at_s = trio.current_time()
@@ -206,9 +213,11 @@ class Egress:
         """Store the progress now and then, as long as the sink runs (GC-DLV-18); `run` does it once more at the end."""
         with self._storing:
             while True:
-                await trio.sleep(CHECKPOINT_INTERVAL_S)
-                await self._save()
-                self.queue.watch()
+                for _ in range(CHECKPOINTS_PER_LOOK):
+                    await trio.sleep(CHECKPOINT_INTERVAL_S)
+                    await self._save()
+                    self.queue.watch()
+                await self._take_wishes()
 
     def _watch_sink(self) -> None:
         accepted = self.queue.accepted
@@ -225,15 +234,22 @@ class Egress:
 
     async def _save(self) -> None:
         with trio.CancelScope(shield=True):  # what was taken out of the tracker is stored
-            save = self.progress.take()
-            if save is not None:
-                await trio.to_thread.run_sync(self._state.save, save)
+            progress, gaps = self.progress.take(), Changes.of(self.journal, self._fulfilled)
+            if progress is not None or gaps is not None:
+                self._fulfilled = []
+                await trio.to_thread.run_sync(self._state.save, progress, gaps)
             # Behind the progress: an entry that is forgotten must not be needed to know how far it has come.
             if self.queue.committable:
                 try:
                     await trio.to_thread.run_sync(self.queue.commit)
                 except OSError as error:
                     self.events.spool_not_noted(str(error))
+
+    async def _take_wishes(self) -> None:
+        """Close what an operator wants closed."""
+        for number, entries, reason in await trio.to_thread.run_sync(self._state.wishes):
+            self.events.close_by_hand(entries, reason)
+            self._fulfilled.append(number)
 
     def _handle_events(self) -> None:
         for event in self.core.take_events():
@@ -245,12 +261,19 @@ class Egress:
                 if isinstance(event, MessagesLost):
                     self._lost_before += event.last - event.first + 1
         core = self.core
+        if self.journal.unaccounted and core.accounted:
+            self.journal.accounted(core.session_epoch)
         if core.session_epoch:
             self.progress.known(core.session_epoch, core.messages_known, core.records_known, ended=core.ended)
 
     def _hand_over(self, message: MessageDelivered) -> None:
+        if self.journal.unaccounted:
+            self.journal.accounted(message.epoch)
         accept = self.progress.expect(message)
-        if not message.body and not message.record_count:  # it only told positions
+        if message.spans:
+            message = self._claim(message)
+        if not message.body and not message.record_count:  # it only told positions, or that there were no records
+            self.events.repair_accepted(message.claimed)
             accept()
         elif self.queue.offer(message, accept, self._lost_before):
             self._lost_before = 0
@@ -258,6 +281,11 @@ class Egress:
             self._lost_before += 1
             self.events.message_refused(message, LossCause.REFUSED, self.queue.refusal)
             accept()
+
+    def _claim(self, message: MessageDelivered) -> MessageDelivered:
+        """Take from the journal what this message is to settle of it (GC-RPR-6, GC-RPR-7)."""
+        self.events.source_has_no_more(span for span in message.spans if span.gone)
+        return attrs.evolve(message, claimed=claims_of(message, self.journal))
 
     def use_keys(self, keys: Keys) -> None:
         """Open what arrives from now on with these keys."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
+from collections.abc import Iterable, Mapping
 from typing import Any, assert_never
 
 import attrs
 from structlog.typing import FilteringBoundLogger
 
+from gapconn.journal import Journal
+from gapconn.protocol.envelope import Span
 from gapconn.protocol.events import (
     ConflictCleared,
     ConflictDetected,
@@ -27,6 +30,7 @@ from gapconn.protocol.events import (
     UnverifiedDetected,
 )
 from gapconn.protocol.registry import DropReason, LossCause
+from gapconn.ranges import Range
 from gapconn.store.spool import Damage
 
 RECENT_MAX = 100
@@ -75,10 +79,14 @@ class EventLog:
         refused_records: The records in them.
         sink_losses: Losses that the sink reported, by reason.
         duplicates: Records that were dropped because they had been delivered before.
+        repaired: Records that had been missing and reached the sink.
+        journal: What is missing; every loss that is told here is in it too.
     """
 
-    def __init__(self, log: FilteringBoundLogger) -> None:
+    def __init__(self, log: FilteringBoundLogger, journal: Journal | None = None) -> None:
         self._log = log
+        self.journal = Journal() if journal is None else journal
+        self.repaired = 0
         self.alarms: dict[str, str] = {}
         self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT_MAX)
         self.refused: Counter[str] = Counter()
@@ -163,6 +171,7 @@ class EventLog:
         self._tell("error", "unverified_detected", reason=reason, key_id=event.key_id, remedy=remedy)
 
     def _gather_loss(self, event: MessagesLost | RecordsLost | RecordsMissing) -> None:
+        self.journal.happened(event, _now_ms())
         match event:
             case MessagesLost():
                 lost = self._gather("warning", "messages_lost", epoch=event.epoch, cause=event.cause.name.lower())
@@ -180,6 +189,7 @@ class EventLog:
 
     def message_refused(self, message: MessageDelivered, cause: LossCause, why: str) -> None:
         """A message arrived whole and cannot be handed over."""
+        self.journal.refused(message, cause, _now_ms())
         name = cause.name.lower()
         self.refused[name] += 1
         self.refused_records += message.record_count
@@ -191,10 +201,12 @@ class EventLog:
             missing.count += run.count
             missing.add(run.first, run.last)
 
-    def sink_lost(self, *, stream: str, first: int, last: int, reason: str) -> None:
+    def sink_lost(self, *, stream: str, partition: int | None = None, first: int, last: int, reason: str) -> None:
         """The sink reports positions that never reach the target."""
+        self.journal.sink_lost((stream, partition), first, last, reason, _now_ms())
         self.sink_losses[reason] += 1
-        lost = self._gather("warning", "sink_lost", stream=stream, reason=reason)
+        where = {} if partition is None else {"partition": partition}
+        lost = self._gather("warning", "sink_lost", stream=stream, **where, reason=reason)
         lost.count += 1
         lost.add(first, last)
 
@@ -249,6 +261,7 @@ class EventLog:
         if damage.known is not None:
             self.message_refused(damage.known.message, LossCause.DAMAGED, why)
             return
+        self.journal.release_claims()  # there may have been repairs among them
         self.refused[LossCause.DAMAGED.name.lower()] += damage.serials
         self._tell("error", "spool_damaged", messages=damage.serials, segment=damage.segment, offset=damage.offset)
 
@@ -260,14 +273,60 @@ class EventLog:
         """The spool cannot be read now; it is tried again."""
         self._gather("error", "spool_not_read", error=error).count += 1
 
+    def records_repaired(self, stream: str, partition: int, count: int) -> None:
+        """Records that had been missing were sent again, and go to the sink."""
+        if count:
+            self.repaired += count
+            self._gather("info", "records_repaired", stream=stream, partition=partition).count += count
+
+    def repair_waits(self, message: MessageDelivered) -> None:
+        """It was read out of the spool: if an earlier life put it there, its claims are not known yet."""
+        for (stream, partition), ranges in message.claimed.items():
+            for first, last in ranges:
+                self.journal.claim(stream, partition, first, last)
+
+    def repair_accepted(self, claimed: Mapping[tuple[str, int], tuple[Range, ...]]) -> None:
+        """The sink has what was missing."""
+        self.journal.repaired(claimed, _now_ms())
+
+    def source_has_no_more(self, spans: Iterable[Span]) -> None:
+        """The source says that these cannot be sent again."""
+        for span in spans:
+            self.journal.is_gone(span, _now_ms())
+            gone = self._gather("error", "records_gone", stream=span.stream, partition=span.partition, reason=span.gone)
+            gone.add(span.first, span.last)
+
+    def close_by_hand(self, numbers: Iterable[int], reason: str) -> None:
+        """Somebody wants these entries closed."""
+        self.journal.close_by_hand(numbers, reason, _now_ms())
+
+    def tell_journal(self) -> None:
+        """Tell which entries of the journal were closed, and which were forgotten because it is full."""
+        journal = self.journal
+        closed, journal.closed = journal.closed, []
+        for entry in closed:
+            if not entry.open:
+                self._tell("info", "gap_closed", entry=entry.number, outcome=entry.outcome, reason=entry.reason)
+        forgotten, journal.forgotten = journal.forgotten, []
+        for entry in forgotten:
+            self._tell(
+                "error",
+                "gap_forgotten",
+                entry=entry.number,
+                epoch=entry.epoch,
+                messages=list(entry.messages),
+                missing=[(*place, list(ranges)) for place, ranges in entry.missing.items()],
+            )
+
     def tell_gathered(self, now_s: float) -> None:
         """Tell what was gathered, if it is time."""
-        if self._gathered and now_s >= self._tell_at_s:
+        if now_s >= self._tell_at_s and (self._gathered or self.journal.closed or self.journal.forgotten):
             self._tell_at_s = now_s + GATHER_S
             self.tell_all()
 
     def tell_all(self) -> None:
         """Tell what was gathered, now."""
+        self.tell_journal()
         gathered, self._gathered = self._gathered, {}
         for (name, kind), what in gathered.items():
             facts: dict[str, Any] = dict(kind)
@@ -287,3 +346,7 @@ class EventLog:
     def _tell(self, level: str, name: str, **facts: Any) -> None:
         getattr(self._log, level)(name, **facts)
         self.recent.append({"time": time.time(), "level": level, "event": name, **facts})
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,7 +1,7 @@
 """The ingress: one nursery that takes data from the source and sends it into the gap.
 
-    source ──batches──▶ fragmenter ──volleys──▶ sender ══ gap
-                           heartbeat ──volleys────┘
+    source ────batches──▶ fragmenter ──volleys──▶ sender ══ gap
+    resender ──repairs──────┘     heartbeat ──volleys──┘
 
 Each box is a task, each arrow a bounded memory channel: a slow link slows the source down. Where the tasks behind an
 arrow are idle, a small batch need not wait for their turn: the task before does their work. What a task decides about
@@ -11,7 +11,7 @@ the source acknowledges it, and Shutdown is the last thing that is said.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import attrs
 import structlog
@@ -26,13 +26,14 @@ from gapconn.link.udp import UdpSender
 from gapconn.offload import run_long
 from gapconn.plugins import Context
 from gapconn.protocol.compression import Compressor
-from gapconn.protocol.envelope import MESSAGE_OVERHEAD_BYTES, Run
+from gapconn.protocol.envelope import MESSAGE_OVERHEAD_BYTES, Run, Span
 from gapconn.protocol.registry import Compression
 from gapconn.protocol.security import Keys
 from gapconn.protocol.sender import LinkSender
 from gapconn.protocol.states import SenderState
 from gapconn.protocol.wire import ROWS_MAX, SLAB_BYTES, Burst
 from gapconn.record import Batch, Records, encode_batch
+from gapconn.resend import Resends
 
 BATCHES_HELD_MAX = 4
 """Batches between source and fragmenter: enough to overlap the two, few enough to keep memory and latency low."""
@@ -52,6 +53,8 @@ class _Queued:
 
     batch: Batch | None
     on_sent: Callable[[], None] | None
+    spans: Sequence[Span] = ()
+    """What a repair settles."""
 
 
 @attrs.frozen
@@ -96,6 +99,7 @@ class Ingress:
         socket: The way into the gap.
         context: What the source counts and says of itself.
         key_watch: The keys of a sealed link.
+        resends: What operators want sent again; None where nobody can ask.
         stopping: Whether it was asked to stop.
     """
 
@@ -108,6 +112,7 @@ class Ingress:
         *,
         header_bytes: int,
         key_watch: KeyWatch | None = None,
+        resends: Resends | None = None,
         sleep_until: Callable[[float], Awaitable[None]] = trio.sleep_until,
     ) -> None:
         self.pair = pair
@@ -135,6 +140,9 @@ class Ingress:
         self._volley_bursts = max(1, VOLLEY_BURSTS_MAX * burst_datagrams_at(pair.link) // ROWS_MAX)
         self._active = trio.Event()
         self._source_scope = trio.CancelScope()
+        self.resends = resends
+        self._resending = trio.CancelScope()
+        self._repairs_in = self._batches_in
         self._nap = trio.CancelScope()
 
     # -- What the source sees (gapconn.sources.Outlet) -------------------------------------------------------
@@ -172,12 +180,24 @@ class Ingress:
         await self._batches_in.send(_Queued(None, sent.set))
         await sent.wait()
 
+    # -- What a replay sees, beside that (gapconn.resend.RepairOutlet) ----------------------------------------
+
+    async def send_repair(self, batch: Batch | None, spans: Sequence[Span], on_sent: Callable[[], None]) -> None:
+        """Take a repair; `on_sent` is called when the kernel has it."""
+        await self._repairs_in.send(_Queued(batch, on_sent, spans))
+
+    async def flush_repairs(self) -> None:
+        """Wait until the kernel has taken every repair so far."""
+        sent = trio.Event()
+        await self._repairs_in.send(_Queued(None, sent.set))
+        await sent.wait()
+
     # -- The tasks -------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """All tasks, until the session is over."""
         async with trio.open_nursery() as nursery:
-            for task in (self.source, self.fragmenter, self.sender, self.heartbeat):
+            for task in (self.source, self.resender, self.fragmenter, self.sender, self.heartbeat):
                 nursery.start_soon(task, name=f"ingress.{task.__name__}")
 
     async def source(self) -> None:
@@ -187,15 +207,24 @@ class Ingress:
                 await self._active.wait()
                 self.log.info("source_started", type=self.source_type)
                 await self._source.run(self)
+            self._resending.cancel()
             self.log.info("source_stopped" if self.stopping else "source_ended", batches=self._handed_over)
+
+    async def resender(self) -> None:
+        """Send again what an operator asks for, as long as the source runs."""
+        with self._resending:
+            if self.resends is not None:
+                async with self._batches_in.clone() as self._repairs_in:
+                    await self._active.wait()
+                    await self.resends.run(self)
 
     async def fragmenter(self) -> None:
         """Make messages of batches and bursts of messages; behind the last one, end the session."""
         async for queued in self._batches_out:
-            if queued.batch is None:
+            if queued.batch is None and not queued.spans:
                 await self._volleys_in.send(_Volley([], pooled=False, on_sent=queued.on_sent))
                 continue
-            self._compose(queued.batch, await self._compress(queued.batch))
+            self._compose(queued.batch, await self._compress(queued.batch), queued.spans)
             while left := self.core.bursts_left:
                 slabs = [await self._pool.take() for _ in range(min(left, self._volley_bursts))]
                 bursts = [burst for slab in slabs if (burst := self.core.next_burst(slab)) is not None]
@@ -241,37 +270,43 @@ class Ingress:
         self._pacer.sent(trio.current_time(), self._pacer.wire_bytes(burst.count, burst.datagram_bytes))
         return True
 
-    def _compose(self, batch: Batch, compressed: bytes | None) -> None:
-        runs = [
-            Run(part.stream, part.partition, part.previous, part.positions[0], part.positions[-1], len(part.positions))
-            for part in batch.parts
-            if isinstance(part, Records) and part.positions
-        ]
+    def _compose(self, batch: Batch | None, compressed: bytes | None, spans: Sequence[Span] = ()) -> None:
+        """Make `batch` the next message; with `spans` as a repair, which may have no batch."""
 
         def write_body(buffer: bytearray, offset: int) -> None:
+            if batch is None:
+                return
             if self._compressor is None:
                 encode_batch(batch, buffer, offset)
             else:
                 buffer[offset:] = compressed or self._plain
 
+        compression = self._compressor.compression if self._compressor and compressed else Compression.NONE
+        plain_bytes = len(self._plain) if compressed else 0
+        now_s = trio.current_time()
         try:
-            self.core.compose(
-                runs,
-                batch.record_count,
-                write_body,
-                trio.current_time(),
-                compression=self._compressor.compression if self._compressor and compressed else Compression.NONE,
-                plain_bytes=len(self._plain) if compressed else 0,
-            )
+            if spans:
+                self.core.compose_repair(
+                    list(spans), write_body, now_s, compression=compression, plain_bytes=plain_bytes
+                )
+            elif batch is not None:
+                self.core.compose(
+                    _runs_of(batch),
+                    batch.record_count,
+                    write_body,
+                    now_s,
+                    compression=compression,
+                    plain_bytes=plain_bytes,
+                )
         except LocalProtocolError as error:
             raise SourceError(
                 f"{error}: raise link.message_bytes_max at both ends, or lower the source's batch"
             ) from error
 
-    async def _compress(self, batch: Batch) -> bytes | None:
+    async def _compress(self, batch: Batch | None) -> bytes | None:
         """The compressed body of `batch`, with `_plain` as what was compressed; None if it is to cross as it is."""
         compressor, plain = self._compressor, self._plain
-        if compressor is None:
+        if compressor is None or batch is None:
             return None
         encode_batch(batch, plain, 0)
         return await run_long(lambda: compressor.compress(plain), len(plain))
@@ -334,3 +369,11 @@ class Ingress:
             "not everything could be sent; a source that remembers what was acknowledged reads the rest again at the "
             "next start"
         )
+
+
+def _runs_of(batch: Batch) -> list[Run]:
+    return [
+        Run(part.stream, part.partition, part.previous, part.positions[0], part.positions[-1], len(part.positions))
+        for part in batch.parts
+        if isinstance(part, Records) and part.positions
+    ]

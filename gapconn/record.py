@@ -8,12 +8,15 @@ The protocol core never looks inside a batch. It is told each run's positions be
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import msgspec
 
 from gapconn.errors import RemoteProtocolError
+
+T = TypeVar("T")
 
 Header: TypeAlias = tuple[str, bytes | None]
 """A record header. Names may repeat; a value may be null."""
@@ -66,6 +69,29 @@ class Records(msgspec.Struct, array_like=True, tag=1, gc=False, kw_only=True):
             timestamps_ms=None if self.timestamps_ms is None else self.timestamps_ms[keep:],
             timestamp_type=self.timestamp_type,
         )
+
+    def within(self, ranges: Sequence[tuple[int, int]]) -> Records:
+        """The same run with only the records in `ranges` (first and last, both included)."""
+        rows = [
+            row
+            for row, position in enumerate(self.positions)
+            if any(first <= position <= last for first, last in ranges)
+        ]
+        return Records(
+            stream=self.stream,
+            partition=self.partition,
+            previous=self.previous,
+            positions=[self.positions[row] for row in rows],
+            values=[self.values[row] for row in rows],
+            keys=_rows_of(self.keys, rows),
+            headers=_rows_of(self.headers, rows),
+            timestamps_ms=_rows_of(self.timestamps_ms, rows),
+            timestamp_type=self.timestamp_type,
+        )
+
+
+def _rows_of(column: list[T] | None, rows: list[int]) -> list[T] | None:
+    return None if column is None else [column[row] for row in rows]
 
 
 class ChunkKind(IntEnum):

@@ -28,6 +28,8 @@ from gapconn.progress import continued
 from gapconn.protocol.receiver import LinkReceiver, Progress, ReceiverSettings
 from gapconn.protocol.security import Keys
 from gapconn.protocol.sender import LinkSender, SenderSettings
+from gapconn.resend import Resends
+from gapconn.store.resends import ResendFile
 from gapconn.store.spool import Spool
 from gapconn.store.state import EgressState, IngressState
 from gapconn.units import format_bytes, format_percent, format_rate
@@ -59,11 +61,12 @@ Companion: TypeAlias = Callable[..., Awaitable[object]]
 the end is over, it is cancelled."""
 
 
-async def serve_ingress(pair: Pair, *, companion: Companion | None = None) -> None:
+async def serve_ingress(pair: Pair, *, only_resends: bool = False, companion: Companion | None = None) -> None:
     """Run the ingress of `pair` until its source ends or a signal asks it to stop.
 
     Args:
         pair: Must have a source.
+        only_resends: Take nothing new from the source: send what was asked to be sent again, and end.
         companion: A task that runs beside it.
 
     Raises:
@@ -77,7 +80,12 @@ async def serve_ingress(pair: Pair, *, companion: Companion | None = None) -> No
     state = await trio.to_thread.run_sync(
         IngressState.open, Path(pair.link.state_directory), pair.link.name, pair.link.id
     )
+    requests: ResendFile | None = None
     try:
+        directory = Path(pair.link.state_directory)
+        requests = await trio.to_thread.run_sync(ResendFile.open, directory, pair.link.name, pair.link.id)
+        resends = Resends(requests, pair.source, link=pair.link, log=log.bind(task="resend"))
+        section = resends.as_source() if only_resends else pair.source
         # The clock only matters where there is no stored state, or a stored state from a clock that is behind.
         epoch, previous_epoch = await trio.to_thread.run_sync(state.begin_session, time.time_ns() // 1000)
         header_bytes = ip_header_bytes(target[0])
@@ -117,11 +125,12 @@ async def serve_ingress(pair: Pair, *, companion: Companion | None = None) -> No
             )
             ingress = Ingress(
                 pair,
-                pair.source,
+                section,
                 core,
                 udp,
                 header_bytes=header_bytes,
                 key_watch=key_watch,
+                resends=resends,
                 sleep_until=alarm.sleep_until,
             )
             await _run_until_stopped(ingress, IngressView(ingress), companion)
@@ -129,6 +138,8 @@ async def serve_ingress(pair: Pair, *, companion: Companion | None = None) -> No
             alarm.close()
             udp.close()
     finally:
+        if requests is not None:
+            requests.close()
         state.close()
 
 

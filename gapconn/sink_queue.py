@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from itertools import chain
 
@@ -34,7 +34,9 @@ from gapconn.offload import run_long
 from gapconn.protocol.compression import inflate
 from gapconn.protocol.events import MessageDelivered
 from gapconn.protocol.registry import MESSAGE_BYTES_MAX, LossCause
+from gapconn.ranges import Range
 from gapconn.record import Batch, Chunk, Records, decode_batch
+from gapconn.repair import repaired_batch
 from gapconn.sinks import Delivery
 from gapconn.store.spool import Appended, Damage, Place, Spool, Spooled, Trouble
 
@@ -255,11 +257,11 @@ class SinkQueue:
                 waiting.retained = True
                 self._retained_bytes += waiting.size_bytes
         self._lost_before += waiting.lost_before
-        accept = partial(self._accept, waiting)
         message = waiting.message
         if message is None or opened is None:  # damaged on disk, and told
-            accept()
+            self._accept(waiting, {})
             return None
+        accept = partial(self._accept, waiting, message.claimed)
         if waiting.end is not None:
             waiting.message = None  # it is on disk
         if isinstance(opened, RemoteProtocolError):
@@ -267,13 +269,18 @@ class SinkQueue:
             self._lost_before += 1
             accept()
             return None
-        batch = self._without_delivered(opened, message) if message.already_delivered else opened
+        batch = self._to_deliver(opened, message)
         if not batch.parts:  # all of it was delivered before
             accept()
             return None
         lost_before, self._lost_before = self._lost_before, 0
         return Delivery(
-            epoch=message.epoch, message=message.number, lost_before=lost_before, batch=batch, accept=accept
+            epoch=message.epoch,
+            message=message.number,
+            lost_before=lost_before,
+            batch=batch,
+            repair=bool(message.spans),
+            accept=accept,
         )
 
     async def _open(self, message: MessageDelivered) -> Batch | RemoteProtocolError:
@@ -286,6 +293,16 @@ class SinkQueue:
             return decode_batch(body)
         except RemoteProtocolError as error:
             return error
+
+    def _to_deliver(self, batch: Batch, message: MessageDelivered) -> Batch:
+        """What of the message's batch is for the sink."""
+        if not message.spans:
+            return self._without_delivered(batch, message) if message.already_delivered else batch
+        repaired = repaired_batch(batch, message)
+        for part in repaired.parts:
+            assert isinstance(part, Records)
+            self.events.records_repaired(part.stream, part.partition, len(part.positions))
+        return repaired
 
     def _without_delivered(self, batch: Batch, message: MessageDelivered) -> Batch:
         """The batch without the records that an ingress sent again (GC-DLV-15)."""
@@ -303,13 +320,15 @@ class SinkQueue:
                 parts.append(rest)
         return Batch(origin=batch.origin, parts=parts)
 
-    def lost(self, *, stream: str, first: int, last: int, reason: str) -> None:
+    def lost(self, *, stream: str, partition: int | None = None, first: int, last: int, reason: str) -> None:
         """The sink reports what will never reach the target."""
-        self.events.sink_lost(stream=stream, first=first, last=last, reason=reason)
+        self.events.sink_lost(stream=stream, partition=partition, first=first, last=last, reason=reason)
 
-    def _accept(self, waiting: _Waiting) -> None:
+    def _accept(self, waiting: _Waiting, claimed: Mapping[tuple[str, int], tuple[Range, ...]]) -> None:
         if waiting.accepted:
             return
+        # Only now, not when it is on disk: what is damaged there is still missing (GC-RPR-7).
+        self.events.repair_accepted(claimed)
         waiting.accepted = True
         self.accepted += 1
         self.unaccepted -= 1
@@ -462,6 +481,7 @@ class SinkQueue:
         if isinstance(item, Spooled):
             size_bytes = len(item.message.body) + WAITING_OVERHEAD_BYTES
             waiting = _Waiting(item.lost_before, size_bytes, item.arrived_s, now_s, item.message, end=end)
+            self.events.repair_waits(item.message)
         else:
             self.events.spool_damaged(item)
             known = item.known.lost_before if item.known is not None else 0

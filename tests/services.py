@@ -20,7 +20,7 @@ from gapconn.egress import Egress
 from gapconn.ingress import Ingress, burst_datagrams_at
 from gapconn.link.udp import UdpReceiver, UdpSender
 from gapconn.plugins import Carries, Context
-from gapconn.protocol.envelope import Run
+from gapconn.protocol.envelope import Run, Span
 from gapconn.protocol.receiver import LinkReceiver, ReceiverSettings
 from gapconn.protocol.sender import LinkSender, SenderSettings
 from gapconn.protocol.wire import Burst, Slab
@@ -267,6 +267,19 @@ class Session:
         self, runs: list[Run], records: int, write: Callable[[bytearray, int], None], **compressed: Any
     ) -> list[bytes]:
         self._core.compose(runs, records, write, self._now_s, **compressed)
+        return self._datagrams()
+
+    def repair(self, batch: Batch | None, *spans: Span) -> list[bytes]:
+        """The datagrams of a repair with these spans."""
+
+        def write(buffer: bytearray, offset: int) -> None:
+            if batch is not None:
+                encode_batch(batch, buffer, offset)
+
+        self._core.compose_repair(list(spans), write, self._now_s)
+        return self._datagrams()
+
+    def _datagrams(self) -> list[bytes]:
         datagrams: list[bytes] = []
         while (burst := self._core.next_burst(Slab())) is not None:
             datagrams += datagrams_of(burst)

@@ -16,8 +16,8 @@ import trio
 from gapconn import sink_queue
 from gapconn.events_log import EventLog
 from gapconn.progress import ProgressTracker, continued
-from gapconn.protocol.envelope import Run
-from gapconn.protocol.events import MessageDelivered
+from gapconn.protocol.envelope import Run, Span
+from gapconn.protocol.events import MessageDelivered, RecordsMissing
 from gapconn.protocol.positions import Standing
 from gapconn.protocol.receiver import Progress
 from gapconn.record import encode_batch
@@ -336,6 +336,76 @@ async def test_damage_is_told_in_its_place(tmp_path: Path) -> None:
         told = {entry["event"]: entry for entry in sides.events.recent}
         assert told["records_refused"].items() >= {"stream": STREAM, "partition": 0, "ranges": [[10, 10]]}.items()
         assert told["spool_damaged"].items() >= {"messages": 1, "segment": path.name}.items()
+
+
+# Repairs
+
+
+def repair(number: int, first: int, count: int, *claimed: tuple[int, int]) -> MessageDelivered:
+    """A repair of `count` records, of which the egress misses the `claimed` ones."""
+    body = bytearray()
+    encode_batch(numbers(first, count), body, 0)
+    return attrs.evolve(
+        message(number),
+        record_count=0,
+        runs=[],
+        positions={},
+        body=memoryview(bytes(body)),
+        spans=(Span(STREAM, 0, first, first + count - 1, count),),
+        claimed={(STREAM, 0): claimed},
+    )
+
+
+def miss(events: EventLog, first: int, last: int) -> None:
+    events.journal.happened(RecordsMissing(epoch=7, stream=STREAM, partition=0, first=first, last=last), 0)
+
+
+@pytest.mark.req("GC-RPR-6", "GC-RPR-7", "GC-DLV-19")
+async def test_a_repair_survives_in_the_spool_and_closes_when_the_sink_has_it(tmp_path: Path) -> None:
+    """Also in another life of the egress, which only knows from its journal that the records are still missing."""
+    async with opened(tmp_path, after_s=0.0) as sides:
+        miss(sides.events, 100, 105)
+        assert sides.events.journal.claim(STREAM, 0, 100, 102) == ((100, 102),)
+        whole = repair(0, 98, 5, (100, 102))
+        assert sides.queue.offer(whole, sides.tracker.expect(whole), 0)
+        await until(lambda: sides.queue.spooled == 1)
+        assert sides.settled == 1
+        assert sides.events.journal.positions_missing == 6, "on disk is not delivered"
+    async with opened(tmp_path) as sides:
+        miss(sides.events, 100, 105)
+        assert await sides.take(3, accepting=False) == [100, 101, 102]
+        [delivery] = sides.deliveries
+        assert delivery.repair
+        assert sides.events.repaired == 3
+        assert sides.events.journal.claim(STREAM, 0, 100, 105) == ((103, 105),), "the others are on their way"
+        assert sides.events.journal.positions_missing == 6
+        delivery.accept()
+        assert list(sides.events.journal.missing()[STREAM, 0]) == [(103, 105)]
+
+
+@pytest.mark.req("GC-RPR-7")
+@pytest.mark.parametrize("where", ["head", "body"])
+async def test_a_repair_that_is_damaged_in_the_spool_can_be_asked_for_again(tmp_path: Path, where: str) -> None:
+    async with opened(tmp_path, after_s=0.0) as sides:
+        miss(sides.events, 100, 104)
+        assert sides.events.journal.claim(STREAM, 0, 100, 104)
+        whole = repair(0, 100, 5, (100, 104))
+        assert sides.queue.offer(whole, sides.tracker.expect(whole), 0)
+        await until(lambda: sides.queue.spooled == 1)
+        assert sides.offer(1)
+        await until(lambda: sides.queue.spooled == 2)
+        assert sides.spool is not None
+        (path,) = sides.spool.path.glob("*.segment")
+        journal = sides.events.journal
+    data = bytearray(path.read_bytes())
+    data[43 if where == "head" else bytes(data).index(whole.body.tobytes()) + 5] ^= 1
+    path.write_bytes(data)
+    async with opened(tmp_path) as sides:
+        sides.events.journal = journal
+        assert await sides.take(1) == [1]
+        assert sides.events.refused == {"damaged": 1}
+        assert list(journal.missing()[STREAM, 0]) == [(100, 104)]
+        assert journal.claim(STREAM, 0, 100, 104) == ((100, 104),)
 
 
 # Any order of things

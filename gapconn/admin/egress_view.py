@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,13 @@ class EgressView:
                 "refused_records": egress.events.refused_records,
                 "sink_losses": dict(egress.events.sink_losses),
             },
+            "journal": {
+                "entries": len(egress.journal),
+                "open_entries": len(egress.journal.open_entries),
+                "positions_missing": egress.journal.positions_missing,
+                "oldest_open_s": round(self._oldest_gap_s(), 3),
+                "records_repaired": egress.events.repaired,
+            },
             "dropped": _by_name(counts.dropped),
             "duplicate_records": egress.events.duplicates,
             "held": {
@@ -116,6 +124,11 @@ class EgressView:
             "max_bytes": queue.spool.max_bytes,
             "trouble": queue.trouble or None,
         }
+
+    def _oldest_gap_s(self) -> float:
+        """Age of the oldest entry of the journal that is open, in seconds; 0 if none is."""
+        oldest = next((entry.at_ms for entry in self._egress.journal if entry.open), None)
+        return 0.0 if oldest is None else max(0.0, time.time() - oldest / 1000)
 
     def metrics(self) -> Iterable[Metric]:
         """Counters of the link and of the sink."""
@@ -194,6 +207,20 @@ class EgressView:
             "gapconn_records_duplicate_total",
             "Records dropped because they had been delivered before.",
             events.duplicates,
+        )
+        yield gauge(
+            "gapconn_gap_entries_open", "Losses in the journal that are not closed.", len(egress.journal.open_entries)
+        )
+        yield gauge(
+            "gapconn_gap_positions_missing",
+            "Positions that the journal has open; not every one need have held a record.",
+            egress.journal.positions_missing,
+        )
+        yield gauge("gapconn_gap_oldest_seconds", "Age of the oldest open loss; 0 if none is.", self._oldest_gap_s())
+        yield counter(
+            "gapconn_records_repaired_total",
+            "Records that were missing, were sent again, and went to the sink.",
+            events.repaired,
         )
         yield counters("gapconn_sink_losses_total", "Losses that the sink reported.", "reason", events.sink_losses)
         yield counter("gapconn_sessions_followed_total", "Ingress sessions that got the link.", counts.sessions)

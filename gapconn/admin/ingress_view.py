@@ -65,6 +65,11 @@ class IngressView:
                 "repair_symbols": counts.repair_symbols,
             },
             "bodies": bodies(counts.plain_body_bytes, counts.body_bytes),
+            "resent": {
+                "request": ingress.resends.current if ingress.resends else None,
+                "records": ingress.resends.records if ingress.resends else 0,
+                "positions_gone": ingress.resends.positions_gone if ingress.resends else 0,
+            },
             "send_stalls": ingress.socket.stalls,
             "source": {
                 "type": ingress.source_type,
@@ -102,6 +107,16 @@ class IngressView:
             "gapconn_send_stalls_total",
             "Times that the kernel had no buffer or no route, and a burst was tried again.",
             ingress.socket.stalls,
+        )
+        yield counter(
+            "gapconn_records_resent_total",
+            "Records sent again because an operator asked for them.",
+            ingress.resends.records if ingress.resends else 0,
+        )
+        yield counter(
+            "gapconn_resend_positions_gone_total",
+            "Positions of which the egress was told that the source has them no more.",
+            ingress.resends.positions_gone if ingress.resends else 0,
         )
         yield counters(
             "gapconn_source_events_total",

@@ -37,8 +37,25 @@ class Run(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown
     """Number of the message with which this chain began; filled in by the sending half."""
 
 
+class Span(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
+    """A stretch of positions of one stream partition that a `repair` message settles (spec/repair.md)."""
+
+    stream: str
+    partition: int
+    first: Annotated[int, msgspec.Meta(ge=0)]
+    last: Annotated[int, msgspec.Meta(ge=0)]
+    """Included."""
+    count: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Records of it in the body: all that the source has between `first` and `last`."""
+    gone: Annotated[str, msgspec.Meta(max_length=200)] = ""
+    """Why the source has them no more; empty if it has."""
+    again: bool = False
+    """Deliver them also where the egress does not miss them."""
+
+
 _encode_runs = msgspec.msgpack.Encoder().encode
 _decode_runs = msgspec.msgpack.Decoder(list[Run]).decode
+_decode_spans = msgspec.msgpack.Decoder(list[Span]).decode
 
 
 @attrs.frozen(kw_only=True)
@@ -49,6 +66,9 @@ class Message:
     first_record: int
     record_count: int
     runs: list[Run]
+    """Empty for a repair."""
+    spans: list[Span]
+    """What a repair settles; empty for all other kinds."""
     body: memoryview
     """A view into the message's bytes: as it crossed, compressed or not."""
     compression: Compression
@@ -62,7 +82,7 @@ def begin_message(
     kind: MessageKind,
     first_record: int,
     record_count: int,
-    runs: list[Run],
+    runs: list[Run] | list[Span],
     compression: Compression = Compression.NONE,
     plain_bytes: int = 0,
 ) -> int:
@@ -92,21 +112,30 @@ def open_message(message: memoryview) -> Message:
     body_offset = ENVELOPE_BYTES + positions_bytes
     if zeros or body_offset > len(covered) or kind not in _KINDS or compression not in _COMPRESSIONS:
         raise RemoteProtocolError("the message's envelope is malformed", reason="damaged")
+    runs: list[Run] = []
+    spans: list[Span] = []
     try:
-        runs = _decode_runs(covered[ENVELOPE_BYTES:body_offset])
+        if kind == MessageKind.REPAIR:
+            spans = _decode_spans(covered[ENVELOPE_BYTES:body_offset])
+        else:
+            runs = _decode_runs(covered[ENVELOPE_BYTES:body_offset])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RemoteProtocolError(f"the message's positions are malformed: {error}", reason="damaged") from error
-    if not all(_plausible(kind, run) for run in runs) or (
-        kind == MessageKind.POSITIONS and (record_count or compression or body_offset != len(covered))
+    body_bytes = len(covered) - body_offset
+    if (
+        not all(_plausible(kind, run) for run in runs)
+        or (kind == MessageKind.POSITIONS and (record_count or compression or body_bytes))
+        or (kind == MessageKind.REPAIR and (record_count or not _plausible_repair(spans, body_bytes, compression)))
     ):
         raise RemoteProtocolError("the message's positions contradict themselves", reason="damaged")
-    if plain_bytes <= len(covered) - body_offset if compression else plain_bytes:
+    if plain_bytes <= body_bytes if compression else plain_bytes:
         raise RemoteProtocolError("the message's body has another length than it says", reason="damaged")
     return Message(
         kind=MessageKind(kind),
         first_record=first_record,
         record_count=record_count,
         runs=runs,
+        spans=spans,
         body=covered[body_offset:],
         compression=Compression(compression),
         plain_bytes=plain_bytes,
@@ -123,3 +152,17 @@ def _plausible(kind: int, run: Run) -> bool:
     if kind == MessageKind.POSITIONS:
         return run.count == 0 and run.previous == run.first == run.last
     return run.count >= 1 and run.previous < run.first <= run.last and run.count <= run.last - run.first + 1
+
+
+def _plausible_repair(spans: list[Span], body_bytes: int, compression: int) -> bool:
+    """GC-RPR-3."""
+    return (
+        bool(spans)
+        and all(_plausible_span(span) for span in spans)
+        and ((body_bytes > 0) == any(span.count for span in spans))
+        and (body_bytes > 0 or not compression)
+    )
+
+
+def _plausible_span(span: Span) -> bool:
+    return span.first <= span.last and span.count <= (0 if span.gone else span.last - span.first + 1)

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import attrs
 
-from gapconn.protocol.envelope import Run
+from gapconn.protocol.envelope import Run, Span
 from gapconn.protocol.positions import Standing
 from gapconn.protocol.registry import Compression, DropReason, LossCause
 
@@ -130,6 +130,11 @@ class MessageDelivered:
     """How the body is compressed: `gapconn.protocol.compression.inflate` makes the batch of it (GC-COMP-4)."""
     plain_bytes: int = 0
     """Length of the body when inflated; 0 if it is plain."""
+    spans: tuple[Span, ...] = ()
+    """What a repair settles; empty for all other messages."""
+    claimed: Mapping[tuple[str, int], tuple[tuple[int, int], ...]] = attrs.field(factory=dict)
+    """Of a repair, by (stream, partition): the positions, from first to last, that the egress misses and takes of it.
+    Filled in by the egress, which knows its journal."""
 
 
 @attrs.frozen(kw_only=True)

@@ -218,6 +218,11 @@ class LinkReceiver:
         return self._reassembler.known_sent
 
     @property
+    def accounted(self) -> bool:
+        """Whether the records of all messages settled so far have been seen, or reported as lost."""
+        return self.announcement is not None and self.announcement.messages_sent == self._reassembler.next_message
+
+    @property
     def records_known(self) -> int:
         """Records of the session that are known to have been sent."""
         return max(self._next_record, self.announcement.records_sent if self.announcement else 0)
@@ -587,6 +592,7 @@ class LinkReceiver:
                 body=message.body,
                 compression=message.compression,
                 plain_bytes=message.plain_bytes,
+                spans=tuple(message.spans),
             )
         )
 

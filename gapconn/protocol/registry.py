@@ -59,6 +59,7 @@ class MessageKind(IntEnum):
 
     BATCH = 1
     POSITIONS = 2
+    REPAIR = 3
 
 
 class Compression(IntEnum):

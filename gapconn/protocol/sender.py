@@ -9,7 +9,7 @@ import attrs
 
 from gapconn.errors import LocalProtocolError
 from gapconn.protocol.buffers import Workspace
-from gapconn.protocol.envelope import MESSAGE_OVERHEAD_BYTES, Run, begin_message, end_message
+from gapconn.protocol.envelope import MESSAGE_OVERHEAD_BYTES, Run, Span, begin_message, end_message
 from gapconn.protocol.fec import WHOLE, Codec, NumpyCodec, block_symbols_max, repair_symbols
 from gapconn.protocol.fragmenter import Fragmenter, cut_of
 from gapconn.protocol.positions import SentPositions
@@ -223,6 +223,36 @@ class LinkSender:
         self._positions.sent(chained)
         return number
 
+    def compose_repair(
+        self,
+        spans: list[Span],
+        write_body: Callable[[bytearray, int], None],
+        now_s: float,
+        *,
+        compression: Compression = Compression.NONE,
+        plain_bytes: int = 0,
+    ) -> int:
+        """Make the next message of records that were lost before: outside of the chain of positions (GC-RPR-4).
+
+        Args:
+            spans: What it settles, at least one.
+            write_body: As for `compose`; writes nothing when no span has records.
+            now_s: The time.
+            compression: As for `compose`; none without a body.
+            plain_bytes: As for `compose`.
+
+        Returns:
+            The number of the message.
+
+        Raises:
+            LocalProtocolError: as for `compose`.
+        """
+        number = self._compose(
+            MessageKind.REPAIR, spans, 0, write_body, compression=compression, plain_bytes=plain_bytes
+        )
+        self._last_message_s = self._clock(now_s)
+        return number
+
     @property
     def bursts_left(self) -> int:
         """Bursts of the composed message that `next_burst` has still to build."""
@@ -270,7 +300,7 @@ class LinkSender:
     def _compose(
         self,
         kind: MessageKind,
-        runs: list[Run],
+        runs: list[Run] | list[Span],
         record_count: int,
         write_body: Callable[[bytearray, int], None],
         *,

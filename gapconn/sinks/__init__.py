@@ -26,6 +26,8 @@ class Delivery:
     lost_before: int
     """Messages lost directly before this one (0 on a clean link)."""
     batch: Batch
+    repair: bool = False
+    """These records were lost before, and come out of order: the source sent them again."""
     accept: Callable[[], None]
     """To be called in Trio's thread once the target has the batch for good. Order does not matter to the caller; the
     egress stores its progress up to the first delivery that was not accepted."""
@@ -37,10 +39,11 @@ class Inlet(Protocol):
     def __aiter__(self) -> AsyncIterator[Delivery]:
         """Deliveries in order. Ends when the egress was asked to stop and everything held was handed over."""
 
-    def lost(self, *, stream: str, first: int, last: int, reason: str) -> None:
+    def lost(self, *, stream: str, partition: int | None = None, first: int, last: int, reason: str) -> None:
         """Report that positions `first` to `last` (both included) of `stream` will never reach the target.
 
-        For what only the sink can know, such as a hole in a byte stream. It is logged and counted.
+        For what only the sink can know, such as a hole in a byte stream. It is logged, counted, and in the gap journal.
+        With a `partition`, the positions are those of records, which the source can be asked to send again.
         """
 
 

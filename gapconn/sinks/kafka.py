@@ -43,6 +43,8 @@ from gapconn.units import Bytes
 ORIGIN_HEADER: Final = "gapconn-origin"
 """One header for the whole id: each one costs time at every client and broker that it passes."""
 ANY_PARTITION: Final = -1
+REPAIR_HEADER: Final[Header] = ("gapconn-repair", b"1")
+"""On a record that was lost before and sent again: it stands behind later ones."""
 REQUEST_TIMEOUT_S: Final = 1.0
 PROBE_INTERVAL_S: Final = 1.0
 CLOSE_TIMEOUT_S: Final = 3.0
@@ -100,7 +102,8 @@ class KafkaSinkConfig:
     )
     origin_headers: bool = option(
         default=True,
-        help="Add the header gapconn-origin, a unique id: cluster/topic/partition/offset of the record at its source.",
+        help="Add the header gapconn-origin, a unique id: cluster/topic/partition/offset of the record at its source; "
+        "and gapconn-repair to a record that was lost before and sent again.",
     )
     in_flight_bytes: Bytes = option(
         default=Bytes(8 << 20), help="How much may be on its way to the brokers without acknowledgement."
@@ -145,6 +148,8 @@ class _Run:
     """Of the target; `ANY_PARTITION` when the key decides."""
     origin: str | None
     """What the origin ids of all records begin with; None adds no header."""
+    repair: bool = False
+    """They were lost before and sent again, and the header that says so is to be added."""
     done: int = 0
     """Records acknowledged or given up."""
     failure: KafkaError | None = None
@@ -281,6 +286,7 @@ class KafkaSink:
                     topic=self._target(part.stream),
                     partition=part.partition if same_partition else ANY_PARTITION,
                     origin=origin,
+                    repair=delivery.repair and self._config.origin_headers,
                     in_order=same_partition,
                     watched=not same_partition,
                 )
@@ -394,10 +400,16 @@ class KafkaSink:
     def _give_up_if_rejected(self, run: _Run, inlet: Inlet) -> None:
         """Count and report a record that was rejected although it was sent alone."""
         if run.one_by_one and run.failure is not None and run.failure.code() in _REJECTED:
-            position, stream = run.records.positions[run.done], f"{run.records.stream}/{run.records.partition}"
+            position, stream = run.records.positions[run.done], run.records.stream
             self._counters["record_rejected"] += 1
             self._log.error("record_rejected", stream=stream, position=position, error=run.failure.str())
-            inlet.lost(stream=stream, first=position, last=position, reason=f"rejected: {run.failure.str()}")
+            inlet.lost(
+                stream=stream,
+                partition=run.records.partition,
+                first=position,
+                last=position,
+                reason=f"rejected: {run.failure.str()}",
+            )
             run.done += 1
             run.failure = None
             self._progress += 1
@@ -574,6 +586,8 @@ class KafkaSink:
         headers: Iterable[Any] = repeat(None) if records.headers is None else records.headers[rows]
         if run.origin is not None:
             headers = _with_origin(headers, run.origin, records.positions[rows])
+        if run.repair:
+            headers = ([*own, REPAIR_HEADER] for own in headers)
         return zip(records.values[rows], keys, reporters, stamps, headers, strict=False)
 
 

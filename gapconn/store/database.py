@@ -7,6 +7,7 @@ import fcntl
 import os
 import socket
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,8 +19,18 @@ _APPLICATION_ID: Final = int.from_bytes(b"gapc", "big")
 _SCHEMA_VERSION: Final = 1
 _OWNER_TABLE: Final = "CREATE TABLE owner(role TEXT NOT NULL, link_id TEXT NOT NULL)"
 
+SHARED_TIMEOUT_S: Final = 30.0
+"""How long a transaction of a shared file waits for that of another process."""
+
+LOCK_TRIES: Final = 5
+LOCK_PAUSE_S: Final = 0.02
+
 _DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR})
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+
+
+class StateHeldError(LinkError):
+    """Another process holds the state."""
 
 
 class StateFile:
@@ -38,6 +49,7 @@ class StateFile:
         synchronous: SQLite's `synchronous`: `"FULL"`, a commit survives a power cut; `"NORMAL"`, it survives the end of
             the process, and a power cut may take the last ones back.
         when_lost: What happens to an end that starts without its state, for the error messages.
+        shared: Any number of processes may have it open at a time; each transaction waits for those of the others.
     """
 
     def __init__(
@@ -50,6 +62,7 @@ class StateFile:
         tables: Sequence[str],
         synchronous: str,
         when_lost: str,
+        shared: bool = False,
     ) -> None:
         if not link or "/" in link or "\0" in link:
             raise LinkError(f"the link name {link!r} cannot be part of a file name: leave out '/' and NUL")
@@ -60,10 +73,14 @@ class StateFile:
         try:
             with self._errors("opened"):
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._lock_fd = lock_file(directory / f"{link}.{role}.lock", link=link, role=role)
+                lock_path = directory / f"{link}.{role}.lock"
+                self._lock_fd = _wait_for_lock(lock_path) if shared else lock_file(lock_path, link=link, role=role)
                 if not self.path.exists():
                     self._create(tables, role=role, link_id=link_id)
-                self._db = self._connect(self.path, synchronous)
+                self._db = self._connect(self.path, synchronous, shared=shared)
+                if shared:  # the lock was only for making the file
+                    os.close(self._lock_fd)
+                    self._lock_fd = None
                 self._check_owner(role=role, link_id=link_id)
         except BaseException:
             self._release()
@@ -146,15 +163,20 @@ class StateFile:
         new.rename(self.path)
         sync_directory(self.path.parent)
 
-    def _connect(self, path: Path, synchronous: str) -> sqlite3.Connection:
+    def _connect(self, path: Path, synchronous: str, *, shared: bool) -> sqlite3.Connection:
         # mode=rw: never make a file here.
         db = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=0, isolation_level=None, check_same_thread=False
+            f"{path.absolute().as_uri()}?mode=rw",
+            uri=True,
+            timeout=SHARED_TIMEOUT_S if shared else 0,
+            isolation_level=None,
+            check_same_thread=False,
         )
         try:
             # Exclusive locking keeps out a process that does not see our lock file (somebody deleted it), and needs no
             # shared memory, which network file systems lack. It comes first: the first access decides.
-            db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            if not shared:
+                db.execute("PRAGMA locking_mode = EXCLUSIVE")
             if db.execute("PRAGMA application_id").fetchone() != (_APPLICATION_ID,):
                 raise self.damaged("it is not a state file of gapconn")
             (version,) = db.execute("PRAGMA user_version").fetchone()
@@ -196,7 +218,7 @@ class StateFile:
             if code in _DAMAGE:
                 raise self.damaged(str(error)) from error
             if code in _BUSY:
-                raise LinkError(
+                raise StateHeldError(
                     f"{self.path}: another process has the stored state open: stop it, then start again"
                 ) from error
             raise self._unusable(doing, error) from error
@@ -219,17 +241,53 @@ def lock_file(path: Path, *, link: str, role: str) -> int:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _try_lock(fd)
         except BlockingIOError as error:
             holder = os.pread(fd, 256, 0).decode("ascii", "replace").strip()
             who = f" ({holder})" if holder else ""
-            raise LinkError(
+            raise StateHeldError(
                 f"{path}: another {role} of link {link!r}{who} holds this file. A link has exactly one ingress and one"
                 f" egress: stop the other {role} first, or give this one a link and a state directory of its own"
             ) from error
         os.ftruncate(fd, 0)
         # The host too: two containers that share a volume are often both PID 1.
         os.pwrite(fd, f"PID {os.getpid()} on {socket.gethostname()}\n".encode("ascii", "replace"), 0)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _try_lock(fd: int) -> None:
+    """Take a lock, unless somebody holds it for longer than `held` does."""
+    for _ in range(LOCK_TRIES):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(LOCK_PAUSE_S)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def held(directory: Path, *, link: str, role: str) -> bool:
+    """Whether a process of this host has the state of this end open."""
+    try:
+        fd = os.open(directory / f"{link}.{role}.lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _wait_for_lock(path: Path) -> int:
+    """Take a lock that nobody holds for long."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
     except BaseException:
         os.close(fd)
         raise

@@ -33,7 +33,7 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from gapconn.errors import LinkError
-from gapconn.protocol.envelope import Run
+from gapconn.protocol.envelope import Run, Span
 from gapconn.protocol.events import MessageDelivered
 from gapconn.protocol.positions import Standing
 from gapconn.protocol.registry import Compression
@@ -141,6 +141,10 @@ class _Description(msgspec.Struct, array_like=True, frozen=True, gc=False):
     positions: list[tuple[str, int, int, int, int]]
     compression: int
     plain_bytes: int
+    spans: list[Span] = []
+    """Of a repair: what it settles."""
+    claimed: list[tuple[str, int, list[tuple[int, int]]]] = []
+    """Of a repair: stream, partition, and the ranges of positions that are to be delivered of it."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -581,6 +585,8 @@ class _Entry:
                 body=body,
                 compression=Compression(about.compression),
                 plain_bytes=about.plain_bytes,
+                spans=tuple(about.spans),
+                claimed={(stream, partition): tuple(ranges) for stream, partition, ranges in about.claimed},
             ),
             lost_before=about.lost_before,
             arrived_s=about.arrived_s,
@@ -673,6 +679,8 @@ def _describe(entry: Spooled) -> bytes:
             positions=[(*key, *standing) for key, standing in message.positions.items()],
             compression=message.compression,
             plain_bytes=message.plain_bytes,
+            spans=list(message.spans),
+            claimed=[(*key, list(ranges)) for key, ranges in message.claimed.items()],
         )
     )
 

@@ -13,6 +13,7 @@ from gapconn.errors import LinkError
 from gapconn.protocol.positions import Standing
 from gapconn.protocol.receiver import Progress
 from gapconn.store.database import StateFile
+from gapconn.store.journal import Changes, GapFile
 
 U64_MAX: Final = 2**64 - 1
 POSITIONS_MAX: Final = 100_000
@@ -118,8 +119,11 @@ class EgressState:
     part of one.
     """
 
-    def __init__(self, file: StateFile) -> None:
+    def __init__(self, file: StateFile, gaps: GapFile) -> None:
         self._file = file
+        self._gaps = gaps
+        self.journal = gaps.load()
+        """What is missing: changed in memory, and stored by `save`."""
         with file.transaction("read") as db:
             (self._positions_at_most,) = db.execute("SELECT count(*) FROM position").fetchone()
 
@@ -140,11 +144,16 @@ class EgressState:
             synchronous="NORMAL",
             when_lost="an egress without stored state may deliver again what it delivered before",
         )
+        gaps: GapFile | None = None
         try:
-            return cls(file)
+            gaps = GapFile.open(directory, link, link_id)
+            state = cls(file, gaps)
         except BaseException:
+            if gaps is not None:
+                gaps.close()
             file.close()
             raise
+        return state
 
     def load(self) -> Progress | None:
         """What was saved last; None when nothing was saved yet.
@@ -177,13 +186,26 @@ class EgressState:
             },
         )
 
-    def save(self, progress: Progress) -> None:
-        """Store the progress, in one transaction; its positions are those that changed since the last save.
+    def save(self, progress: Progress | None, gaps: Changes | None = None) -> None:
+        """Store first what is missing, then the progress behind it (GC-RPR-1), each in one transaction.
+
+        Args:
+            progress: Its positions are those that changed since the last save; None if nothing did.
+            gaps: What changed in the journal; None if nothing did.
 
         Raises:
-            LinkError: the state cannot be written. Nothing of this call is stored: give the same positions again with
-                the next one.
+            LinkError: the state cannot be written. What was given is not stored: give it again with the next call.
         """
+        if gaps is not None:
+            self._gaps.save(gaps)
+        if progress is not None:
+            self._save_progress(progress)
+
+    def wishes(self) -> list[tuple[int, list[int], str]]:
+        """What `gapconn gaps close` asks of an egress that runs: number of the wish, those of the entries, reason."""
+        return self._gaps.wishes()
+
+    def _save_progress(self, progress: Progress) -> None:
         with self._file.transaction("saved") as db:
             db.execute("DELETE FROM progress")
             numbers = (
@@ -214,8 +236,11 @@ class EgressState:
         self._positions_at_most = at_most
 
     def close(self) -> None:
-        """Write everything into the one file; let go of it and of the lock. May be called again."""
-        self._file.close()
+        """Write everything into the files; let go of them and of the lock. May be called again."""
+        try:
+            self._gaps.close()
+        finally:
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self

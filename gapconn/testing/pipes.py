@@ -80,8 +80,8 @@ class ScriptedInlet:
             accept=lambda: self.accepted.append(message),
         )
 
-    def lost(self, *, stream: str, first: int, last: int, reason: str) -> None:
-        self.losses.append((stream, first, last, reason))
+    def lost(self, *, stream: str, partition: int | None = None, first: int, last: int, reason: str) -> None:
+        self.losses.append((stream if partition is None else f"{stream}/{partition}", first, last, reason))
 
 
 class _Player:
@@ -153,5 +153,5 @@ class Pipe:
     def __aiter__(self) -> AsyncIterator[Delivery]:
         return self._receive
 
-    def lost(self, *, stream: str, first: int, last: int, reason: str) -> None:
-        self.losses.append((stream, first, last, reason))
+    def lost(self, *, stream: str, partition: int | None = None, first: int, last: int, reason: str) -> None:
+        self.losses.append((stream if partition is None else f"{stream}/{partition}", first, last, reason))

@@ -6,12 +6,13 @@ Nothing here goes through `LinkSender` or the fragmenter: what they build is com
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import attrs
 import numpy as np
 from msgspec.structs import replace
 
-from gapconn.protocol.envelope import Run, begin_message, end_message
+from gapconn.protocol.envelope import Run, Span, begin_message, end_message
 from gapconn.protocol.events import Event
 from gapconn.protocol.positions import StreamPartition
 from gapconn.protocol.receiver import LinkReceiver, Progress, ReceiverSettings
@@ -40,7 +41,7 @@ ANNOUNCEMENT = Announcement(
 def message_of(
     body: bytes = b"",
     *,
-    runs: Sequence[Run] = (),
+    runs: Sequence[Run] | Sequence[Span] = (),
     first_record: int = 0,
     record_count: int = 1,
     kind: MessageKind = MessageKind.BATCH,
@@ -54,7 +55,7 @@ def message_of(
         kind=kind,
         first_record=first_record,
         record_count=record_count,
-        runs=list(runs),
+        runs=cast(list[Run] | list[Span], list(runs)),
         compression=compression,
         plain_bytes=plain_bytes,
     )
@@ -111,6 +112,12 @@ class Session:
         """The datagrams of a `positions` message, the session's next."""
         return self.symbols(
             message_of(runs=self._chained(runs), first_record=self.records, record_count=0, kind=MessageKind.POSITIONS)
+        )
+
+    def repair(self, *spans: Span, body: bytes = b"") -> list[bytes]:
+        """The datagrams of a `repair` message, the session's next."""
+        return self.symbols(
+            message_of(body, runs=spans, first_record=self.records, record_count=0, kind=MessageKind.REPAIR)
         )
 
     def symbols(self, message: bytes) -> list[bytes]:

@@ -7,7 +7,7 @@ import struct
 import msgspec
 from xxhash import xxh3_64_digest
 
-from gapconn.protocol.envelope import Run
+from gapconn.protocol.envelope import Run, Span
 from gapconn.protocol.registry import Compression, MessageKind
 from tests.protocol.frames import message_of
 from tests.spec.vectors import CutOfMessage, Cuts, DamagedMessage, Messages, WholeMessage
@@ -55,6 +55,10 @@ def _whole() -> list[WholeMessage]:
         *map(_compressed, (Compression.ZSTD, Compression.LZ4)),
         _positions("positions only", told),
         _positions("positions only, and none", []),
+        _repair("a repair", b"records", [Span("orders", 0, 15, 19, 4), Span("größer", 7, 0, 0, 0)]),
+        _repair("a repair of which nothing is left", b"", [Span("s", 2**31 - 1, 0, TOP_63, 0, "deleted")]),
+        _repair("a repair that is delivered again", b"x", [Span("", 0, TOP_63, TOP_63, 1, "", True)]),
+        _compressed_repair("a compressed repair", [Span("orders", 0, 15, 19, 4)]),
     ]
 
 
@@ -62,7 +66,7 @@ def _batch(name: str, body: bytes, runs: list[Run], *, first_record: int = 0, re
     message = message_of(body, runs=runs, first_record=first_record, record_count=record_count)
     fields = _fields(runs)
     return WholeMessage(
-        name, message.hex(), "batch", first_record, record_count, fields, body.hex(), "none", body.hex()
+        name, message.hex(), "batch", first_record, record_count, fields, [], body.hex(), "none", body.hex()
     )
 
 
@@ -71,12 +75,35 @@ def _compressed(compression: Compression) -> WholeMessage:
     body = COMPRESSED[compression]
     message = message_of(body, compression=compression, plain_bytes=len(PLAIN))
     name = compression.name.lower()
-    return WholeMessage(f"compressed by {name}", message.hex(), "batch", 0, 1, [], body.hex(), name, plain)
+    return WholeMessage(f"compressed by {name}", message.hex(), "batch", 0, 1, [], [], body.hex(), name, plain)
 
 
 def _positions(name: str, runs: list[Run]) -> WholeMessage:
     message = message_of(runs=runs, first_record=37, record_count=0, kind=MessageKind.POSITIONS)
-    return WholeMessage(name, message.hex(), "positions", 37, 0, _fields(runs), "", "none", "")
+    return WholeMessage(name, message.hex(), "positions", 37, 0, _fields(runs), [], "", "none", "")
+
+
+def _repair(name: str, body: bytes, spans: list[Span]) -> WholeMessage:
+    message = message_of(body, runs=spans, first_record=37, record_count=0, kind=MessageKind.REPAIR)
+    return WholeMessage(name, message.hex(), "repair", 37, 0, [], _fields_of(spans), body.hex(), "none", body.hex())
+
+
+def _compressed_repair(name: str, spans: list[Span]) -> WholeMessage:
+    body = COMPRESSED[Compression.ZSTD]
+    message = message_of(
+        body,
+        runs=spans,
+        first_record=37,
+        record_count=0,
+        kind=MessageKind.REPAIR,
+        compression=Compression.ZSTD,
+        plain_bytes=len(PLAIN),
+    )
+    return WholeMessage(name, message.hex(), "repair", 37, 0, [], _fields_of(spans), body.hex(), "zstd", PLAIN.hex())
+
+
+def _fields_of(spans: list[Span]) -> list[tuple[str, int, int, int, int, str, bool]]:
+    return [(s.stream, s.partition, s.first, s.last, s.count, s.gone, s.again) for s in spans]
 
 
 def _fields(runs: list[Run]) -> list[tuple[str, int, int, int, int, int, int, bool, int]]:
@@ -91,7 +118,7 @@ def _damaged() -> dict[str, bytes]:
         "a flipped bit in the check": _flipped(good, len(good) - 1),
         "a flipped bit in the first record": _flipped(good, 10),
         "kind 0": _raw(kind=0),
-        "kind 3": _raw(kind=3),
+        "kind 4": _raw(kind=4),
         "reserved field, first byte": _raw(zeros=1 << 8),
         "reserved field, last byte": _raw(zeros=1),
         "an unknown compression": _raw(zeros=3 << 16, plain_bytes=100),
@@ -130,6 +157,25 @@ def _damaged() -> dict[str, bytes]:
         "positions only, previous and first differ": _run("s", 0, 5, 6, 6, 0, kind=2, record_count=0, body=b""),
         "positions only, with a body": _run("s", 0, 6, 6, 6, 0, kind=2, record_count=0),
         "positions only, with a record count": _run("s", 0, 6, 6, 6, 0, kind=2, body=b""),
+        "a repair of nothing": _raw(b"\x90", kind=3, record_count=0, body=b""),
+        "a repair with a record count": _span("s", 0, 4, 6, 3, "", False, record_count=3),
+        "a repair with records and no body": _span("s", 0, 4, 6, 3, "", False, body=b""),
+        "a repair with a body and no records": _span("s", 0, 4, 6, 0, "", False),
+        "a repair without a body, compressed": _raw(
+            msgspec.msgpack.encode([("s", 0, 4, 6, 0, "", False)]),
+            kind=3,
+            zeros=1 << 16,
+            plain_bytes=100,
+            record_count=0,
+            body=b"",
+        ),
+        "a repair that ends before it begins": _span("s", 0, 6, 4, 1, "", False),
+        "a repair of more records than positions": _span("s", 0, 4, 6, 4, "", False),
+        "a repair with records that are gone": _span("s", 0, 4, 6, 3, "deleted", False),
+        "a repair with too long a reason": _span("s", 0, 4, 6, 0, "x" * 201, False, body=b""),
+        "a repair of negative positions": _span("s", 0, -1, 6, 3, "", False),
+        "a repair with a run in place of a span": _run("s", 0, 3, 4, 6, 3, kind=3, record_count=0),
+        "a repair of which it is not known whether it is delivered again": _span("s", 0, 4, 6, 3, "", 0),
     }
 
 
@@ -144,6 +190,10 @@ def _run(
 ) -> bytes:
     positions = msgspec.msgpack.encode([(*fields, begun, continues, chain)])
     return _raw(positions, kind=kind, record_count=record_count, body=body)
+
+
+def _span(*fields: object, record_count: int = 0, body: bytes = b"a body") -> bytes:
+    return _raw(msgspec.msgpack.encode([fields]), kind=3, record_count=record_count, body=body)
 
 
 def _raw(

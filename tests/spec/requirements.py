@@ -24,6 +24,7 @@ FILES = {
     "WIRE": "wire.md",
     "SESS": "session.md",
     "DLV": "delivery.md",
+    "RPR": "repair.md",
     "TIME": "timers.md",
     "LIM": "limits.md",
     "PACE": "limits.md",

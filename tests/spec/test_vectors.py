@@ -143,10 +143,11 @@ def test_a_message_is_opened_to_its_fields(vector: WholeMessage) -> None:
     assert message.compression.name.lower() == vector.compression
     plain = inflate(message.body, message.compression, message.plain_bytes, plain_bytes_max=1 << 20)
     assert plain.hex() == vector.plain_hex
+    assert [msgspec.structs.astuple(span) for span in message.spans] == vector.spans
     assert vector.hex[-16:] == xxh3_64_digest(bytes.fromhex(vector.hex)[:-8]).hex()
     again = message_of(
         bytes(message.body),
-        runs=message.runs,
+        runs=message.runs or message.spans,
         first_record=message.first_record,
         record_count=message.record_count,
         kind=message.kind,
@@ -157,7 +158,7 @@ def test_a_message_is_opened_to_its_fields(vector: WholeMessage) -> None:
 
 
 @each_damaged
-@pytest.mark.req("GC-WIRE-11", "GC-COMP-2")
+@pytest.mark.req("GC-WIRE-11", "GC-COMP-2", "GC-RPR-3")
 def test_a_damaged_message_is_not_opened(vector: WholeMessage) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         open_message(memoryview(bytes.fromhex(vector.hex)))

@@ -92,6 +92,9 @@ class WholeMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     first_record: int
     record_count: int
     positions: list[tuple[str, int, int, int, int, int, int, bool, int]]
+    """Runs; none in a repair."""
+    spans: list[tuple[str, int, int, int, int, str, bool]]
+    """Of a repair."""
     body_hex: str
     """As it crosses."""
     compression: str

@@ -18,7 +18,7 @@ import attrs
 import pytest
 
 from gapconn.errors import LinkError
-from gapconn.protocol.envelope import Run
+from gapconn.protocol.envelope import Run, Span
 from gapconn.protocol.events import MessageDelivered
 from gapconn.protocol.positions import Standing
 from gapconn.protocol.registry import Compression
@@ -28,7 +28,8 @@ MIB = 1 << 20
 
 
 def entry(number: int, *, size_bytes: int = 1000, epoch: int = 7) -> Spooled:
-    """A message whose body begins with its number."""
+    """A message whose body begins with its number; every fifth one is a repair."""
+    spans = (Span("orders", 3, number, 2**60, 4, "", True), Span("ä", 0, 5, 6, 0, "deleted"))
     return Spooled(
         message=MessageDelivered(
             epoch=epoch,
@@ -41,6 +42,8 @@ def entry(number: int, *, size_bytes: int = 1000, epoch: int = 7) -> Spooled:
             body=memoryview(number.to_bytes(8, "big").ljust(size_bytes, b".")),
             compression=Compression.ZSTD if number % 2 else Compression.NONE,
             plain_bytes=size_bytes * 3 if number % 2 else 0,
+            spans=spans if number % 5 == 4 else (),
+            claimed={("orders", 3): ((number, 100), (200, 2**60)), ("ä", 0): ()} if number % 5 == 4 else {},
         ),
         lost_before=number % 3,
         arrived_s=1_000_000.5 + number,
@@ -146,8 +149,9 @@ def test_a_spool_that_is_empty_stays_empty(tmp_path: Path) -> None:
 @pytest.mark.req("GC-DLV-19")
 def test_messages_beyond_the_stored_progress_are_found(tmp_path: Path) -> None:
     with opened(tmp_path, max_bytes=16 * MIB) as spool:
+        sizes = {epoch: {"epoch": epoch, "size_bytes": size} for epoch, size in ((7, 30_000), (8, 1_000))}
         appended(spool, *range(200), size_bytes=30_000)
-        spool.append([entry(number, epoch=8) for number in range(5, 10)])
+        spool.append([entry(number, **sizes[8]) for number in range(5, 10)])
         assert len(segments(spool)) > 4
         for since, expected in (
             ((7, 150), [*range(150, 200), *range(5, 10)]),
@@ -158,7 +162,7 @@ def test_messages_beyond_the_stored_progress_are_found(tmp_path: Path) -> None:
             found = list(spool.described_since(*since))
             assert [message.number for message in found] == expected
             assert all(
-                message == attrs.evolve(entry(message.number, epoch=message.epoch).message, body=memoryview(b""))
+                message == attrs.evolve(entry(message.number, **sizes[message.epoch]).message, body=memoryview(b""))
                 for message in found
             )
 

@@ -1,0 +1,215 @@
+"""Sending again what the egress misses: requests of operators, taken up by the one ingress that may send on the link.
+
+gapconn resend ──▶ {link}.resend.sqlite ──▶ Resends ──▶ the source's replay ──▶ repairs ──▶ fragmenter
+                            ▲─── progress ───┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Final, Protocol
+
+import attrs
+import trio
+from structlog.typing import FilteringBoundLogger
+
+from gapconn.config import Link, SourceSection
+from gapconn.errors import GapconnError, SourceError
+from gapconn.plugins import Carries, Context
+from gapconn.protocol.envelope import Span
+from gapconn.record import Batch
+from gapconn.sources import Outlet
+from gapconn.sources.replay import REPLAYS
+from gapconn.store.resends import ResendFile, ResendProgress, Wanted
+
+LOOK_INTERVAL_S: Final = 0.5
+"""How often the ingress looks whether there is something to send again, and says how far it is."""
+GONE_NAMED_MAX: Final = 100
+PROBLEMS_MAX: Final = 100
+
+
+class RepairOutlet(Protocol):
+    """What `Resends` writes to: the ingress."""
+
+    @property
+    def batch_bytes(self) -> int:
+        """As `gapconn.sources.Outlet` has it."""
+
+    @property
+    def batch_bytes_max(self) -> int:
+        """As `gapconn.sources.Outlet` has it."""
+
+    async def send_repair(self, batch: Batch | None, spans: Sequence[Span], on_sent: Callable[[], None]) -> None:
+        """Send a repair; `on_sent` is called when the kernel has it."""
+
+    async def flush_repairs(self) -> None:
+        """Wait until the kernel has taken every repair so far."""
+
+
+def cannot_resend(source_type: str) -> str | None:
+    """Why a source of this type cannot send again; None if it can."""
+    if source_type in REPLAYS.names():
+        return None
+    return (
+        f"the source {source_type!r} cannot be read a second time; these can: {', '.join(REPLAYS.names())}. Have the"
+        " data sent once more by whoever sent it, and close the entries at the egress (gapconn gaps close)"
+    )
+
+
+class Resends:
+    """Takes up the requests of one link, one after the other."""
+
+    def __init__(self, file: ResendFile, section: SourceSection, *, link: Link, log: FilteringBoundLogger) -> None:
+        self.idle = trio.Event()
+        """There is nothing to be sent again, or there was not."""
+        self.records = 0
+        """Records handed to the network."""
+        self.positions_gone = 0
+        """Positions of which the egress was told that they are gone."""
+        self.current: int | None = None
+        """Number of the request that is being done."""
+        self._file = file
+        self._section = section
+        self._link = link
+        self._log = log
+
+    def as_source(self) -> SourceSection:
+        """In place of the real source: one that ends when all requests are done."""
+        return SourceSection(type="resend", config=self, plugin_class=_UntilIdle)
+
+    async def run(self, outlet: RepairOutlet) -> None:
+        """Do what is asked for until cancelled; what is not finished then is done again by the next ingress."""
+        while True:
+            request = await trio.to_thread.run_sync(self._file.next)
+            if request is None:
+                self.idle.set()
+                await trio.sleep(LOOK_INTERVAL_S)
+                continue
+            number, wanted = request
+            self.current = number
+            job = _Job(self, number, wanted, outlet, self._file)
+            self._log.info("resend_started", request=number)
+            try:
+                await job.run(self._section, self._context())
+            except GapconnError as error:
+                job.problems.append(str(error))
+                job.state = "failed"
+            await trio.to_thread.run_sync(self._file.note, number, job.progress)
+            told = {"request": number, "records": job.records, "positions_gone": job.gone_count}
+            if job.problems:
+                self._log.error("resend_incomplete", **told, problems=job.problems)
+            else:
+                self._log.info("resend_finished", **told)
+            self.current = None
+
+    def _context(self) -> Context:
+        return Context(link=self._link.name, link_id=self._link.id, epoch=0, log=self._log)
+
+
+@attrs.define(eq=False)
+class _Job:
+    """One request, and how far it is. It is the replay's outlet."""
+
+    resends: Resends
+    number: int
+    wanted: Wanted
+    outlet: RepairOutlet
+    file: ResendFile
+    state: str = "running"
+    records: int = 0
+    messages: int = 0
+    positions: int = 0
+    positions_wanted: int = 0
+    gone: list[tuple[str, int, int, int, str]] = attrs.field(factory=list)
+    gone_count: int = 0
+    problems: list[str] = attrs.field(factory=list)
+
+    @property
+    def batch_bytes(self) -> int:
+        return self.outlet.batch_bytes
+
+    @property
+    def batch_bytes_max(self) -> int:
+        return self.outlet.batch_bytes_max
+
+    @property
+    def progress(self) -> ResendProgress:
+        """What the operator is shown."""
+        return ResendProgress(
+            state=self.state,
+            records=self.records,
+            messages=self.messages,
+            positions=self.positions,
+            positions_wanted=self.positions_wanted,
+            gone=list(self.gone),
+            problems=list(self.problems),
+        )
+
+    async def run(self, section: SourceSection, context: Context) -> None:
+        """Have the source replay it.
+
+        Raises:
+            GapconnError: it cannot.
+        """
+        problem = cannot_resend(section.type)
+        if problem is not None:
+            raise SourceError(problem)
+        replay = REPLAYS.load(section.type)(section.config, context)
+        spans = list(self.wanted.spans)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tell)
+            try:
+                between = self.wanted.between
+                if between is not None:
+                    spans += await replay.between(between.stream, between.from_ms, between.to_ms)
+                self.positions_wanted = sum(span.last - span.first + 1 for span in spans)
+                await replay.run(spans, self)
+                await self.outlet.flush_repairs()
+            except GapconnError as error:  # not in a group: it is told in one line
+                self.problems.append(str(error))
+            nursery.cancel_scope.cancel()
+        self.state = "failed" if self.problems else "done"
+
+    async def _tell(self) -> None:
+        while True:
+            await trio.to_thread.run_sync(self.file.note, self.number, self.progress)
+            await trio.sleep(LOOK_INTERVAL_S)
+
+    async def send_repair(self, batch: Batch | None, spans: Sequence[Span]) -> None:
+        """What the replay found of some spans."""
+        if self.wanted.again:
+            spans = [Span(s.stream, s.partition, s.first, s.last, s.count, s.gone, True) for s in spans]
+        count = batch.record_count if batch else 0
+
+        def on_sent() -> None:
+            self.messages += 1
+            self.records += count
+            self.resends.records += count
+            self.positions += sum(span.last - span.first + 1 for span in spans)
+            for span in spans:
+                if span.gone:
+                    gone = span.last - span.first + 1
+                    self.gone_count += gone
+                    self.resends.positions_gone += gone
+                    if len(self.gone) < GONE_NAMED_MAX:
+                        self.gone.append((span.stream, span.partition, span.first, span.last, span.gone))
+
+        await self.outlet.send_repair(batch, spans, on_sent)
+
+    def cannot_tell(self, problem: str) -> None:
+        """Some of it is neither there nor gone."""
+        if len(self.problems) < PROBLEMS_MAX:
+            self.problems.append(problem)
+
+
+class _UntilIdle:
+    """A source without data, for an ingress that only sends again."""
+
+    Config: ClassVar[type[Any]] = object
+    carries: ClassVar[Carries] = Carries.RECORDS
+
+    def __init__(self, config: Any, context: Context) -> None:
+        self._resends: Resends = config
+
+    async def run(self, outlet: Outlet) -> None:
+        await self._resends.idle.wait()

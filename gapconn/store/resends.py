@@ -1,0 +1,164 @@
+"""What is to be sent again: the file `{link}.resend.sqlite` beside the ingress's state.
+
+`gapconn resend` leaves a request in it; the ingress of the link, the only one that may send, takes it up and says how
+far it is. A request that was not finished is done again from its beginning by the next ingress: the egress takes only
+what it still misses.
+
+All calls block for a disk write or two: the services make them in a thread.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Self
+
+import attrs
+
+from gapconn.protocol.envelope import Span
+from gapconn.store.database import StateFile
+
+FINISHED_KEPT_MAX: Final = 100
+
+_TABLES: Final = (
+    "CREATE TABLE request(number INTEGER PRIMARY KEY AUTOINCREMENT, wanted TEXT NOT NULL, progress TEXT NOT NULL)",
+)
+
+
+@attrs.frozen(kw_only=True)
+class Between:
+    """Records by their time, in milliseconds since 1970."""
+
+    stream: str
+    from_ms: int
+    to_ms: int
+    """Excluded."""
+
+
+@attrs.frozen(kw_only=True)
+class Wanted:
+    """What is to be sent again."""
+
+    spans: Sequence[Span] = ()
+    between: Between | None = None
+    again: bool = False
+    """Deliver it also where the egress does not miss it."""
+
+
+@attrs.frozen(kw_only=True)
+class ResendProgress:
+    """How far a request is."""
+
+    state: str = "waiting"
+    """`waiting`, `running`, `done`, or `failed`."""
+    records: int = 0
+    """Records handed to the network."""
+    messages: int = 0
+    positions: int = 0
+    """Positions that are settled: sent, without a record, or gone."""
+    positions_wanted: int = 0
+    gone: Sequence[tuple[str, int, int, int, str]] = ()
+    """Stream, partition, first, last, and why; the first hundred."""
+    problems: Sequence[str] = ()
+    """What could neither be sent nor called gone, and why."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.state in ("done", "failed")
+
+
+class ResendFile:
+    """The requests. Every error is a `LinkError` that names the file."""
+
+    def __init__(self, file: StateFile) -> None:
+        self._file = file
+
+    @classmethod
+    def open(cls, directory: Path, link: str, link_id: int) -> Self:
+        """Open the requests of this link; the first time, make the file.
+
+        Raises:
+            LinkError: it cannot be used: the message names the file and says what to do.
+        """
+        return cls(
+            StateFile(
+                directory,
+                link=link,
+                link_id=link_id,
+                role="resend",
+                tables=_TABLES,
+                synchronous="FULL",
+                when_lost="requests that were not finished are forgotten",
+                shared=True,
+            )
+        )
+
+    def add(self, wanted: Wanted) -> int:
+        """Ask for this; the number of the request."""
+        text = json.dumps(
+            {
+                "spans": [[s.stream, s.partition, s.first, s.last] for s in wanted.spans],
+                "between": attrs.asdict(wanted.between) if wanted.between else None,
+                "again": wanted.again,
+            }
+        )
+        with self._file.transaction("saved") as db:
+            row = db.execute("INSERT INTO request(wanted, progress) VALUES (?, ?)", (text, _text_of(ResendProgress())))
+            db.execute(
+                "DELETE FROM request WHERE json_extract(progress, '$.state') IN ('done', 'failed') AND number <= ?",
+                ((row.lastrowid or 0) - FINISHED_KEPT_MAX,),
+            )
+        return row.lastrowid or 0
+
+    def next(self) -> tuple[int, Wanted] | None:
+        """The oldest request that is not finished."""
+        with self._file.transaction("read") as db:
+            row = db.execute(
+                "SELECT number, wanted FROM request WHERE json_extract(progress, '$.state') NOT IN ('done', 'failed')"
+                " ORDER BY number LIMIT 1"
+            ).fetchone()
+        if row is None:
+            return None
+        try:
+            given = json.loads(row[1])
+            between = None if given["between"] is None else Between(**given["between"])
+            spans = [Span(str(s), int(p), int(first), int(last)) for s, p, first, last in given["spans"]]
+            return row[0], Wanted(spans=spans, between=between, again=bool(given["again"]))
+        except (ValueError, TypeError, KeyError) as error:
+            raise self._file.damaged(f"a request cannot be read: {error!r}") from error
+
+    def note(self, number: int, progress: ResendProgress) -> None:
+        """Say how far a request is."""
+        with self._file.transaction("saved") as db:
+            db.execute("UPDATE request SET progress = ? WHERE number = ?", (_text_of(progress), number))
+
+    def progress(self, number: int) -> ResendProgress:
+        """How far a request is.
+
+        Raises:
+            LinkError: there is no such request any more, or the file cannot be read.
+        """
+        with self._file.transaction("read") as db:
+            row = db.execute("SELECT progress FROM request WHERE number = ?", (number,)).fetchone()
+        try:
+            given: dict[str, Any] = json.loads(row[0])
+            gone = [tuple(each) for each in given.pop("gone")]
+            return ResendProgress(**given, gone=gone)
+        except (ValueError, TypeError, KeyError) as error:
+            raise self._file.damaged(f"request {number} cannot be read: {error!r}") from error
+
+    def close(self) -> None:
+        """Let go of the file. May be called again."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _text_of(progress: ResendProgress) -> str:
+    return json.dumps(attrs.asdict(progress))
