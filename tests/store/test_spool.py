@@ -40,7 +40,7 @@ def entry(number: int, *, size_bytes: int = 1000, epoch: int = 7) -> Spooled:
             positions={("orders", 3): Standing(epoch, 0, 10 * number + 9), ("ä", 2**40): Standing(2**64 - 1, -1, -1)},
             body=memoryview(number.to_bytes(8, "big").ljust(size_bytes, b".")),
             compression=Compression.ZSTD if number % 2 else Compression.NONE,
-            plain_bytes=size_bytes * 3 if number % 2 else 0,
+            plain_bytes=1 << 20 if number % 2 else 0,
         ),
         lost_before=number % 3,
         arrived_s=1_000_000.5 + number,
