@@ -92,7 +92,7 @@ def resident_bytes(end: End) -> int:
 async def test_a_flood_of_hostile_datagrams(ends: Ends) -> None:
     source = 'type = "generate"\nsize_bytes = 500\nrate = "2 Mbit/s"'
     # Nobody is to be called silent, however slow this machine is: the link would be free for the next session heard.
-    ends.configure(source, 'type = "discard"', rate="10 Mbit/s", interruption_timeout="1h")
+    ends.configure(source, 'type = "discard"', rate="10 Mbit/s", interruption_timeout="1h", fec={"repair": "0%"})
     ends.remember_a_session()
     egress = await ends.egress()
     ingress = await ends.ingress()

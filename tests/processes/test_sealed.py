@@ -47,7 +47,9 @@ class SealedEnds:
         keygen(self.ingress_file)
         carry(self.ingress_file, self.egress_file)
         # Nobody is to be called silent because this machine is slow: what was lost on the way could not be told apart.
-        ends.configure(source, SINK, **{"interruption_timeout": "1h", "rate": "10 Mbit/s", **link})
+        ends.configure(
+            source, SINK, **{"interruption_timeout": "1h", "rate": "10 Mbit/s", "fec": {"repair": "0%"}, **link}
+        )
         ends.remember_a_session()
         self.environ = {
             role: {"GAPCONN_LINK_SECURITY_MODE": "aes-256-gcm", "GAPCONN_LINK_SECURITY_KEY_FILE": str(file)}

@@ -63,7 +63,7 @@ Mutant: TypeAlias = Callable[[Patch], None]
 def a_message_without_its_last_symbol_is_complete(patch: Patch) -> None:
     def complete(self: Any) -> bool:
         if self._patchwork is not None:
-            return bool(self._patchwork.needs.sum() <= 1)
+            return bool(self._patchwork.complete)
         return bool(self._in_front >= max(1, len(self.symbols) - 1))
 
     patch.setattr(reassembler._Partial, "complete", property(complete))
@@ -536,8 +536,8 @@ def symbols_are_numbered_block_by_block(patch: Patch) -> None:
 def there_are_more_blocks_than_announced(patch: Patch) -> None:
     cut_of = fragmenter.cut_of
 
-    def small(message_bytes: int, symbol_bytes_max: int, rows_max: int, repair_share: int) -> Cut:
-        cut = cut_of(message_bytes, symbol_bytes_max, rows_max, repair_share)
+    def small(message_bytes: int, symbol_bytes_max: int, rows_max: int, repair_share: int, *rest: int) -> Cut:
+        cut = cut_of(message_bytes, symbol_bytes_max, rows_max, repair_share, *rest)
         return attrs.evolve(cut, blocks=min(cut.symbols, cut.blocks + 1)) if repair_share else cut
 
     patch.setattr(sender, "cut_of", small)
