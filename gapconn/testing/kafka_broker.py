@@ -210,11 +210,29 @@ class JavaNode(KafkaNode):
         heap = ["-Xms256m", "-Xmx512m", "-XX:+UseSerialGC"]
         return [java, *heap, f"-Dlog4j2.configurationFile={log4j}", "-cp", classpath, "kafka.Kafka", str(settings)]
 
+    def pause(self) -> None:
+        super().pause()
+        # A busy machine stops its threads one after the other: until the last one is, it may still answer.
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while self._guard is not None and self._guard.poll() is None and not _stopped(self._broker_pid):
+            if time.monotonic() > deadline:
+                raise TimeoutError("the broker does not stop")
+            time.sleep(0.001)
+
     def _signal(self, number: signal.Signals) -> None:
         # No other process can have the number: the guard, of which it is a child, has not collected it while it runs.
         if self._guard is not None and self._guard.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._broker_pid, number)
+
+
+def _stopped(pid: int) -> bool:
+    """Whether all threads of a process are stopped, or it has ended."""
+    try:
+        stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # a thread ended meanwhile: look again
+    return all(stat.rpartition(")")[2].split()[0] in "TZX" for stat in stats)
 
 
 class DockerNode(KafkaNode):
