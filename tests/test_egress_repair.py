@@ -9,7 +9,7 @@ import trio
 from structlog.testing import capture_logs
 
 from gapconn.admin.egress_view import EgressView
-from gapconn.config import Link
+from gapconn.config import Link, Spool
 from gapconn.egress import Egress
 from gapconn.journal import Journal, Place
 from gapconn.protocol.envelope import Span
@@ -17,6 +17,7 @@ from gapconn.protocol.positions import Standing
 from gapconn.record import Batch, Records
 from gapconn.sinks import Delivery, Inlet
 from gapconn.store.journal import GapFile
+from gapconn.units import Seconds
 from tests.services import STREAM, Session, Taking, feed, link, numbers, numbers_in, opened, running, until
 
 
@@ -206,6 +207,31 @@ async def test_an_entry_stays_open_until_the_sink_has_the_records(way: Link) -> 
         await feed(egress, session.repair(numbers(10, 10), span(10, 19)))
         await until(lambda: not egress.journal.open_entries)
     assert second.numbers == list(range(10, 20))
+
+
+@pytest.mark.req("GC-RPR-6", "GC-RPR-7", "GC-DLV-19")
+async def test_a_repair_in_the_spool_is_delivered_and_closed_by_the_next_egress(tmp_path: Path) -> None:
+    way = link(tmp_path / "state", heartbeat_interval=5, shutdown_grace=0)
+    spool = Spool(directory=str(tmp_path), after=Seconds(0.01))
+    session = Session(way)
+    async with opened(way, Taking(going=trio.Event()), spool) as egress:  # the target is away
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(egress.run)
+                await feed(egress, session.start + session.numbers((0, 10)))
+                await lose(egress, session, way)
+                await feed(egress, session.repair(numbers(8, 12), span(8, 19)))
+                await until(lambda: egress.queue.spooled == 3)
+                nursery.cancel_scope.cancel()
+    assert missing(stored(way)) == {(STREAM, 0): [(10, 19)]}, "the spool is not the target"
+    sink = Taking()
+    async with running(way, sink, spool) as egress:
+        await until(lambda: not egress.journal.open_entries)
+        await feed(egress, session.repair(numbers(10, 10), span(10, 19)) + session.numbers((30, 1)))
+        await until(lambda: 30 in sink.numbers)
+    assert sink.numbers == [*range(10), *range(20, 30), *range(10, 20), 30]
+    assert [delivery.repair for delivery in sink.deliveries] == [False, False, True, False]
+    assert [entry.outcome for entry in stored(way)] == ["repaired"]
 
 
 async def test_a_repair_with_a_body_that_is_no_batch_does_no_harm(way: Link) -> None:
