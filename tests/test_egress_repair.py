@@ -234,6 +234,26 @@ async def test_a_repair_in_the_spool_is_delivered_and_closed_by_the_next_egress(
     assert [entry.outcome for entry in stored(way)] == ["repaired"]
 
 
+@pytest.mark.req("GC-RPR-1", "GC-RPR-7")
+async def test_what_the_sink_gives_up_is_open_also_of_a_repair(way: Link) -> None:
+    """Record 3 is always given up: as it comes, and when it is sent again."""
+
+    async def sink(inlet: Inlet) -> None:
+        async for delivery in inlet:
+            if 3 in numbers_in(delivery.batch):
+                inlet.lost(stream=STREAM, partition=0, first=3, last=3, reason="rejected: too large")
+            delivery.accept()
+
+    session = Session(way)
+    async with running(way, sink) as egress:
+        await feed(egress, session.start + session.numbers((0, 10)))
+        await until(lambda: missing(egress.journal) == {(STREAM, 0): [(3, 3)]})
+        await feed(egress, session.repair(numbers(3, 1), span(3, 3)))
+        await until(lambda: egress.queue.accepted == 2)
+        assert missing(egress.journal) == {(STREAM, 0): [(3, 3)]}
+    assert [(entry.cause, entry.outcome) for entry in stored(way)] == [("rejected: too large", "open")]
+
+
 async def test_a_repair_with_a_body_that_is_no_batch_does_no_harm(way: Link) -> None:
     sink, session = Taking(), Session(way)
     wrong = Batch(parts=[Records(stream=STREAM, positions=[10], values=[])])
