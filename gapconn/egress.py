@@ -105,6 +105,7 @@ class Egress:
             head_bytes_max=pair.link.sink_buffer_bytes,
             after_s=pair.spool.after_s if pair.spool else 0.0,
             message_bytes_max=pair.link.message_bytes_max,
+            note_losses=self._save_gaps,
         )
         if spool is not None:
             self.events.spool_resumed(
@@ -117,6 +118,7 @@ class Egress:
         self._arrivals_in, self._arrivals_out = trio.open_memory_channel[_Arrival](ARRIVALS_HELD_MAX)
         self._fulfilled: list[int] = []
         """Wishes of operators that were done and are to be taken off the list."""
+        self._using_state = trio.Lock()
         self._lost_before = 0
         self._accepted_before = 0
         self._sink_moved_at_s = trio.current_time()
@@ -234,10 +236,10 @@ class Egress:
 
     async def _save(self) -> None:
         with trio.CancelScope(shield=True):  # what was taken out of the tracker is stored
-            progress, gaps = self.progress.take(), Changes.of(self.journal, self._fulfilled)
-            if progress is not None or gaps is not None:
-                self._fulfilled = []
-                await trio.to_thread.run_sync(self._state.save, progress, gaps)
+            async with self._using_state:
+                progress, gaps = self.progress.take(), self._take_gaps()
+                if progress is not None or gaps is not None:
+                    await trio.to_thread.run_sync(self._state.save, progress, gaps)
             # Behind the progress: an entry that is forgotten must not be needed to know how far it has come.
             if self.queue.committable:
                 try:
@@ -245,9 +247,23 @@ class Egress:
                 except OSError as error:
                     self.events.spool_not_noted(str(error))
 
+    async def _save_gaps(self) -> None:
+        """Store what is missing, before the spool has what came behind it: that counts as progress (GC-RPR-1)."""
+        with trio.CancelScope(shield=True):
+            async with self._using_state:
+                gaps = self._take_gaps()
+                if gaps is not None:
+                    await trio.to_thread.run_sync(self._state.save, None, gaps)
+
+    def _take_gaps(self) -> Changes | None:
+        gaps, self._fulfilled = Changes.of(self.journal, self._fulfilled), []
+        return gaps
+
     async def _take_wishes(self) -> None:
         """Close what an operator wants closed."""
-        for number, entries, reason in await trio.to_thread.run_sync(self._state.wishes):
+        async with self._using_state:
+            wishes = await trio.to_thread.run_sync(self._state.wishes)
+        for number, entries, reason in wishes:
             self.events.close_by_hand(entries, reason)
             self._fulfilled.append(number)
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from itertools import chain
 
@@ -93,6 +93,7 @@ class SinkQueue:
         head_bytes_max: What may wait in memory before messages go through the disk.
         after_s: What was not accepted for so long is written to disk.
         message_bytes_max: What the body of a message may inflate to.
+        note_losses: Awaited before messages are written to disk: stores what was lost before them (GC-RPR-1).
 
     Attributes:
         bytes: Memory of what waits and was not handed to the sink.
@@ -109,9 +110,11 @@ class SinkQueue:
         head_bytes_max: int | None = None,
         after_s: float = 1.0,
         message_bytes_max: int = MESSAGE_BYTES_MAX,
+        note_losses: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
     ) -> None:
         self.bytes_max = bytes_max
         self._message_bytes_max = message_bytes_max
+        self._note_losses = note_losses
         self.events = events
         self.spool = spool
         self.bytes = 0
@@ -429,6 +432,7 @@ class SinkQueue:
             if waiting.message is not None
         ]
         self._being_written, self._tail_being_written = len(batch), in_tail
+        await self._note_losses()
         appended = await trio.to_thread.run_sync(self.spool.append, entries)
         self._being_written = self._tail_being_written = 0
         self._written(batch, len(batch) - in_tail, appended)

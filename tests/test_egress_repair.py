@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from gapconn.protocol.positions import Standing
 from gapconn.record import Batch, Records
 from gapconn.sinks import Delivery, Inlet
 from gapconn.store.journal import GapFile
+from gapconn.store.spool import Appended, Spooled
 from gapconn.units import Seconds
 from tests.services import STREAM, Session, Taking, feed, link, numbers, numbers_in, opened, running, until
 
@@ -178,6 +180,36 @@ async def test_an_entry_is_stored_before_the_progress_behind_it(way: Link, monke
             egress.stop()
     assert seen
     assert all(seen)
+
+
+@pytest.mark.req("GC-RPR-1", "GC-DLV-19")
+async def test_an_entry_is_stored_before_the_spool_has_what_came_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restarted egress goes on behind what is in the spool: what was lost before that must be known by then."""
+    monkeypatch.setattr("gapconn.egress.CHECKPOINT_INTERVAL_S", 3600.0)
+    way = link(tmp_path / "state", heartbeat_interval=5, shutdown_grace=0)
+    session = Session(way)
+    seen: dict[int, dict[Place, list[tuple[int, int]]]] = {}
+    async with opened(way, Taking(going=trio.Event()), Spool(directory=str(tmp_path), after=Seconds(0.01))) as egress:
+        spool = egress.queue.spool
+        assert spool is not None
+        append = spool.append
+
+        def look_and_append(entries: Sequence[Spooled]) -> Appended:
+            seen.update({entry.message.number: missing(stored(way)) for entry in entries})
+            return append(entries)
+
+        monkeypatch.setattr(spool, "append", look_and_append)
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(egress.run)
+                await feed(egress, session.start + session.numbers((0, 10)))
+                await until(lambda: egress.queue.spooled == 1)
+                await lose(egress, session, way)
+                await until(lambda: egress.queue.spooled == 2)
+                nursery.cancel_scope.cancel()
+    assert seen == {0: {}, 2: {(STREAM, 0): [(10, 19)]}}
 
 
 @pytest.mark.req("GC-RPR-7")
