@@ -107,6 +107,8 @@ def configure(ends: Ends, topics: Topics, listen: Address) -> None:
         f'type = "kafka"\nbootstrap_servers = "{address}"\ntopics = ["{topics.source}"]\n'
         f'group_id = "{topics.source}"\ncommit_interval = "100ms"',
         f'type = "kafka"\nbootstrap_servers = "{address}"\ntopic = "copy-{{topic}}"',
+        spool='after = "10ms"',  # some of it goes through the disk
+        compression="zstd",
         bind=str(listen),
         interruption_timeout="30s",  # taking the link away is no interruption here
     )
