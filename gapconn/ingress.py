@@ -264,10 +264,11 @@ class Ingress:
 
     def _send_now(self, burst: Burst) -> bool:
         """Send a burst if neither the rate nor the kernel holds it up."""
-        fitting = self._pacer.fit(trio.current_time(), burst.count, burst.datagram_bytes)
+        pacer = self._pacer
+        fitting = pacer.fit(trio.current_time(), burst.count, burst.datagram_bytes)
         if fitting < burst.count or not self.socket.send_now(burst):
             return False
-        self._pacer.sent(trio.current_time(), self._pacer.wire_bytes(burst.count, burst.datagram_bytes))
+        pacer.sent(trio.current_time(), pacer.wire_bytes(burst.count, burst.datagram_bytes))
         return True
 
     def _compose(self, batch: Batch | None, compressed: bytes | None, spans: Sequence[Span] = ()) -> None:
@@ -317,7 +318,8 @@ class Ingress:
         async for volley in self._volleys_out:
             left_bytes = sum(wire_bytes(burst.count, burst.datagram_bytes) for burst in volley.bursts)
             for burst in volley.bursts:
-                await self._send(burst, left_bytes)
+                if not self._send_now(burst):
+                    await self._send(burst, left_bytes)
                 left_bytes -= wire_bytes(burst.count, burst.datagram_bytes)
                 if volley.pooled:
                     self._pool.give(burst.slab)

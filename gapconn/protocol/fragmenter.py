@@ -31,9 +31,14 @@ class Cut:
     """Of each block."""
 
     @property
-    def datagrams(self) -> int:
-        """Symbols of both kinds."""
-        return self.symbols + self.blocks * self.repair_symbols
+    def all_repair_symbols(self) -> int:
+        """Of the whole message."""
+        return self.blocks * self.repair_symbols
+
+    @property
+    def bursts(self) -> int:
+        """Of both kinds. None has both, so that no source symbol waits for repair symbols to be made."""
+        return -(-self.symbols // self.rows) - (-self.all_repair_symbols // self.rows)
 
 
 def cut_of(
@@ -112,6 +117,8 @@ class Fragmenter:
         self._header = np.frombuffer(header.pack(), np.uint8).copy()
         """What all headers have in common, but for key, sequence and symbol."""
         self._next = 0
+        self.bursts_left = cut.bursts
+        """How many bursts are still to be built."""
         self._codec = codec
         self._workspace = workspace
         self._repair: NDArray[np.uint8] | None = None
@@ -119,19 +126,19 @@ class Fragmenter:
     @property
     def repair_symbols(self) -> int:
         """Repair symbols of the message."""
-        return self._cut.blocks * self._cut.repair_symbols
-
-    @property
-    def bursts_left(self) -> int:
-        """How many bursts are still to be built."""
-        return -(-(self._cut.datagrams - self._next) // self._cut.rows)
+        return self._cut.all_repair_symbols
 
     def build(self, slab: Slab, first_sequence: int) -> Burst:
         """The next burst, in `slab`, its datagrams numbered from `first_sequence` on."""
         cut, first = self._cut, self._next
-        count = min(cut.rows, cut.datagrams - first)
-        of_source = min(count, max(0, cut.symbols - first))
+        behind = first - cut.symbols  # of the source symbols
+        if behind < 0:
+            symbols, begin = self._symbols, first
+        else:
+            symbols, begin = self._repair_symbols(), behind
+        count = min(cut.rows, len(symbols) - begin)
         self._next = first + count
+        self.bursts_left -= 1
         trailer_bytes = self._protector.trailer_bytes
         datagram_bytes = HEADER_BYTES + cut.symbol_bytes + trailer_bytes
         rows = slab.layout(datagram_bytes, cut.rows, trailer_bytes=trailer_bytes)
@@ -139,10 +146,7 @@ class Fragmenter:
         rows.header_bytes[:count] = self._header
         rows.sequences[:count] = _COUNTING[:count] + np.uint64(first_sequence)
         rows.symbols[:count] = _COUNTING[:count] + np.uint64(first)
-        rows.payloads[:of_source] = self._symbols[first : first + of_source]
-        if of_source < count:
-            behind = first - cut.symbols
-            rows.payloads[of_source:count] = self._repair_symbols()[behind + of_source : behind + count]
+        rows.payloads[:count] = symbols[begin : begin + count]
         self._protector.protect(rows, count)
         return Burst(slab, datagram_bytes, count)
 

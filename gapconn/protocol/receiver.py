@@ -112,7 +112,9 @@ class ReceiverCounters:
 _KNOWN_TYPES = frozenset(DatagramType)
 _UNVERIFIED = frozenset({DropReason.WRONG_SECURITY_MODE, DropReason.UNKNOWN_KEY, DropReason.BAD_CHECK})
 """Reasons to drop a datagram of a sealed link for not being what it says."""
-_ONE = np.uint64(1)
+_STEP = np.array([0, 0, 0, 1, 0, 1], np.uint64)
+"""From the header words of one datagram to those of the next of its message: sequence and symbol."""
+_SEALED = int(Flag.SEALED)  # operators of enums take longer than the rest of the line
 
 
 class LinkReceiver:
@@ -329,7 +331,7 @@ class LinkReceiver:
             return DropReason.BAD_MAGIC
         if header.version != VERSION:
             return DropReason.UNSUPPORTED_VERSION
-        if (header.flags ^ self._verifier.flags) & Flag.SEALED:
+        if (header.flags ^ self._verifier.flags) & _SEALED:
             return DropReason.WRONG_SECURITY_MODE
         if header.link_id != self.settings.link_id:
             return DropReason.FOREIGN_LINK
@@ -629,15 +631,11 @@ def _runs(rows: Layout, count: int, reasons: NDArray[np.uint8] | None) -> list[t
     Such rows have the same header but for sequence and symbol, each one more; or they are to be dropped for the same
     reason. No `reasons` when all are verified.
     """
-    words = rows.words[:count]
-    sequences = rows.sequences[:count].astype(np.uint64)
-    last_words = rows.last_words[:count].astype(np.uint64)
-    continues = (
-        (words[1:, :3] == words[:-1, :3]).all(axis=1)
-        & (words[1:, 4] == words[:-1, 4])
-        & (last_words[1:] - last_words[:-1] == _ONE)
-        & (sequences[1:] - sequences[:-1] == _ONE)
-    )
+    words = rows.words[:count].view(">u8").astype(np.uint64)
+    steps = words[1:] - words[:-1] == _STEP
+    if reasons is None and steps.all():  # nearly always, and it takes a third of the time
+        return [(0, count)]
+    continues = steps.all(axis=1)
     if reasons is not None:
         continues = (reasons[1:] == reasons[:-1]) & (continues | (reasons[1:] != VERIFIED))
     edges = (np.flatnonzero(~continues) + 1).tolist()
