@@ -33,6 +33,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := sorted(set(arguments.names) - set(names)):
         parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(names)}")
+    if arguments.json:  # now, and not after a quarter of an hour
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
     effort = Effort(rounds=arguments.rounds, seconds=arguments.seconds, total_bytes=int(arguments.bytes))
 
     before = machine.facts()

@@ -100,8 +100,8 @@ def _reassembly_default(link: Link) -> Bytes:
 
 
 def _sink_buffer_default(link: Link) -> Bytes:
-    """`"32 MiB"`, or `message_bytes_max` if that is more"""
-    return Bytes(max(32 * 1024 * 1024, link.message_bytes_max))
+    """`"16 MiB"`, or `message_bytes_max` if that is more"""
+    return Bytes(max(16 * 1024 * 1024, link.message_bytes_max))
 
 
 def _state_directory() -> str:

@@ -46,7 +46,7 @@ SYNC_INTERVAL_S = 0.1
 """How long what has to be written is gathered at most, before it is written and synced at once."""
 SYNC_BYTES = 8 << 20
 """So much is written without waiting for more."""
-APPEND_BYTES_MAX = 32 << 20
+APPEND_BYTES_MAX = 8 << 20
 """Written and synced at once, at most (a single message may be more)."""
 READ_BYTES = 4 << 20
 RETRY_S = 0.5

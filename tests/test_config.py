@@ -163,7 +163,7 @@ def test_the_smallest_file_has_defaults_for_the_rest(load: Load) -> None:
     assert (link.reassembly_bytes_max, link.receive_buffer_bytes, link.sink_buffer_bytes) == (
         64 << 20,
         32 << 20,
-        32 << 20,
+        16 << 20,
     )
     assert link.shutdown_grace_s == 10.0
 
