@@ -6,7 +6,8 @@
       00000000000000000001.segment  a head, then entries, each with its length, a dense serial number and checks
       00000000000000000002.segment
 
-How segments are written and what is found in them is in `gapconn.store.segments`. Calls block for the disk. They may come from three threads at a time: one appends, one reads, one commits.
+How segments are written, and what is made of damaged ones, is in `gapconn.store.segments`. Calls block for the disk.
+They may come from three threads at a time: one appends, one reads, one commits.
 """
 
 from __future__ import annotations
