@@ -138,8 +138,8 @@ class Repeats:
         self._pending_bytes = 0
         self._writing_bytes = 0
         self._pending_bytes_max = max(PENDING_BYTES_MAX, 2 * link.message_bytes_max)
-        self._much = trio.Event()
-        """There is much to write."""
+        self._some, self._much = trio.Event(), trio.Event()
+        """There is something, and there is much, to write."""
         self._closing = False
         self._wishes: deque[Wish] = deque()
         self._wished = trio.Event()
@@ -159,6 +159,7 @@ class Repeats:
         else:
             self._pending.append((Sent(self._epoch, number, time.time(), trio.current_time()), bytes(message)))
             self._pending_bytes += size
+            self._some.set()
             if self._pending_bytes >= WRITE_BYTES:
                 self._much.set()
 
@@ -166,6 +167,7 @@ class Repeats:
         """Write what is to be kept to disk, until `close`."""
         await self._tell_earlier()
         while not self._closing or self._pending:
+            await self._some.wait()
             with trio.move_on_after(WRITE_INTERVAL_S):
                 await self._much.wait()
             await self._write()
@@ -181,7 +183,7 @@ class Repeats:
         messages, self._pending = self._pending, []
         self._writing_bytes, self._pending_bytes = self._pending_bytes, 0
         if not self._closing:
-            self._much = trio.Event()
+            self._some, self._much = trio.Event(), trio.Event()
         if messages:
             needed_from = self._needed_from
             stored = await trio.to_thread.run_sync(lambda: self.buffer.append(messages, needed_from=needed_from))
@@ -191,6 +193,7 @@ class Repeats:
     def close(self) -> None:
         """Nothing more is to be kept: the keeper ends when it has written what is there."""
         self._closing = True
+        self._some.set()
         self._much.set()
 
     @property

@@ -25,6 +25,7 @@ from gapconn.protocol.receiver import LinkReceiver, ReceiverSettings
 from gapconn.protocol.sender import LinkSender, SenderSettings
 from gapconn.protocol.wire import Burst, Slab
 from gapconn.record import Batch, Records, encode_batch
+from gapconn.repeats import Repeats
 from gapconn.service import resumed
 from gapconn.sinks import Delivery, Inlet
 from gapconn.sources import Outlet
@@ -207,7 +208,9 @@ class TaskNames(trio.abc.Instrument):
         self.seen.add(task.name)
 
 
-def ingress(way: Link, source: SourceFunction, *, room: int | None = None, known: bool = True) -> Ingress:
+def ingress(
+    way: Link, source: SourceFunction, *, room: int | None = None, known: bool = True, repeats: Repeats | None = None
+) -> Ingress:
     """An ingress on a recording socket; `known`: with stored state, so that it need not announce itself."""
     core = LinkSender(
         SenderSettings(
@@ -223,7 +226,7 @@ def ingress(way: Link, source: SourceFunction, *, room: int | None = None, known
     )
     section = source_of(source)
     udp = cast("UdpSender", RecordingSocket(room=room))
-    return Ingress(pair(way, source=section), section, core, udp, header_bytes=HEADER_BYTES)
+    return Ingress(pair(way, source=section), section, core, udp, header_bytes=HEADER_BYTES, repeats=repeats)
 
 
 def socket_of(end: Ingress) -> RecordingSocket:
