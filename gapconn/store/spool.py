@@ -144,7 +144,8 @@ class _Description(msgspec.Struct, array_like=True, frozen=True, gc=False):
     spans: list[Span] = []
     """Of a repair: what it settles."""
     claimed: list[tuple[str, int, list[tuple[int, int]]]] = []
-    """Of a repair: stream, partition, and the ranges of positions that are to be delivered of it."""
+    """Of a repair or a late message: stream, partition, and the ranges of positions that are to be delivered of it."""
+    late: bool = False
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -361,18 +362,25 @@ class Spool:
         """The messages in the spool from this one on, without their bodies."""
         begin = next(iter(self._sizes), 0)
         for number in reversed(self._sizes):
-            firsts = [entry.description for entry, _ in self._entries(number, 0, self._sizes[number], most=1)]
-            if firsts and (firsts[0].epoch, firsts[0].number) <= (epoch, next_message):
+            entries = (entry.description for entry, _ in self._entries(number, 0, self._sizes[number]))
+            first = next((entry for entry in entries if not entry.late), None)
+            if first is not None and (first.epoch, first.number) <= (epoch, next_message):
                 begin = number
                 break
         for number in [number for number in self._sizes if number >= begin]:
             for entry, _ in self._entries(number, 0, self._sizes[number]):
-                if (entry.description.epoch, entry.description.number) >= (epoch, next_message):
+                about = entry.description
+                if (about.epoch, about.number) >= (epoch, next_message) or (about.late and about.epoch >= epoch):
                     yield entry.spooled(memoryview(b"")).message
 
-    def _entries(
-        self, number: int, offset: int, stop: int | None, *, most: int | None = None
-    ) -> Iterator[tuple[_Entry, Place]]:
+    def described_late(self) -> Iterator[MessageDelivered]:
+        """The late messages that the sink has not accepted, without their bodies."""
+        for number in [number for number in self._sizes if number >= self.cursor.segment]:
+            for entry, place in self._entries(number, 0, self._sizes[number]):
+                if entry.description.late and place.serial >= self.cursor.serial:
+                    yield entry.spooled(memoryview(b"")).message
+
+    def _entries(self, number: int, offset: int, stop: int | None) -> Iterator[tuple[_Entry, Place]]:
         """What entries there are in a segment, with their places; damage between them is passed over."""
         try:
             fd = os.open(self._file(number), os.O_RDONLY | os.O_CLOEXEC)
@@ -381,14 +389,13 @@ class Spool:
         try:
             window = _Window(fd, os.fstat(fd).st_size if stop is None else stop)
             offset = max(offset, _SEGMENT_HEAD.size)
-            while offset < window.stop and most != 0:
+            while offset < window.stop:
                 entry = window.entry(offset)
                 if entry is None:
                     offset = window.next_magic(offset + 1)
                     continue
                 yield entry, Place(number, offset, entry.serial)
                 offset += entry.size
-                most = None if most is None else most - 1
         finally:
             os.close(fd)
 
@@ -586,6 +593,7 @@ class _Entry:
                 compression=Compression(about.compression),
                 plain_bytes=about.plain_bytes,
                 spans=tuple(about.spans),
+                late=about.late,
                 claimed={(stream, partition): tuple(ranges) for stream, partition, ranges in about.claimed},
             ),
             lost_before=about.lost_before,
@@ -681,6 +689,7 @@ def _describe(entry: Spooled) -> bytes:
             plain_bytes=message.plain_bytes,
             spans=list(message.spans),
             claimed=[(*key, list(ranges)) for key, ranges in message.claimed.items()],
+            late=message.late,
         )
     )
 
