@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+import attrs
 import structlog
 import trio
 from structlog.typing import FilteringBoundLogger
@@ -241,7 +242,7 @@ def resumed(pair: Pair, state: EgressState) -> tuple[Spool | None, Progress | No
     """Open the spool; where the egress goes on: behind what it has stored, and behind what is in the spool."""
     resume = state.load()
     if pair.spool is None or not pair.spool.max_bytes:
-        return None, resume
+        return None, _with_losses(resume, state, None)
     spool = Spool(
         Path(pair.spool.directory or pair.link.state_directory),
         link=pair.link.name,
@@ -254,10 +255,29 @@ def resumed(pair: Pair, state: EgressState) -> tuple[Spool | None, Progress | No
         beyond = continued(resume, spool.described_since(*settled))
         if beyond is not None and beyond is not resume:
             state.save(beyond)  # what is delivered from the spool is forgotten there
+        beyond = _with_losses(beyond, state, spool)
     except BaseException:
         spool.close()
         raise
     return spool, beyond
+
+
+def _with_losses(resume: Progress | None, state: EgressState, spool: Spool | None) -> Progress | None:
+    """The progress with what the journal has as lost: it is taken when it is repeated (GC-DLV-34)."""
+    if resume is None:
+        return None
+    lost = state.journal.messages_lost_in(resume.epoch)
+    for late in spool.described_late() if spool is not None and lost else ():
+        for (stream, partition), ranges in late.claimed.items():
+            for first, last in ranges:
+                state.journal.claim(stream, partition, first, last)
+        if late.epoch == resume.epoch:
+            lost.remove(late.number, late.number)
+    return attrs.evolve(
+        resume,
+        lost=tuple(lost.within(0, resume.next_message - 1)),
+        joined_at=state.journal.joined_at(resume.epoch),
+    )
 
 
 async def _run_until_stopped(end: End, view: AdminView, companion: Companion | None) -> None:

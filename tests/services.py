@@ -32,6 +32,7 @@ from gapconn.sources import Outlet
 from gapconn.store.state import EgressState
 from gapconn.testing.memory_gap import datagrams_of
 from gapconn.units import Address, BitsPerSecond, Bytes, Seconds
+from tests.protocol.frames import with_header
 
 SourceFunction = Callable[[Outlet], Awaitable[None]]
 SinkFunction = Callable[[Inlet], Awaitable[None]]
@@ -281,6 +282,12 @@ class Session:
 
         self._core.compose_repair(list(spans), write, self._now_s)
         return self._datagrams()
+
+    def repeat(self, datagrams: list[bytes]) -> list[bytes]:
+        """The same messages again, in new datagrams."""
+        first = self._core._sequence
+        self._core._sequence += len(datagrams)
+        return [with_header(datagram, sequence=first + place) for place, datagram in enumerate(datagrams)]
 
     def _datagrams(self) -> list[bytes]:
         datagrams: list[bytes] = []

@@ -92,7 +92,8 @@ class _Description(msgspec.Struct, array_like=True, frozen=True, gc=False):
     spans: list[Span] = []
     """Of a repair: what it settles."""
     claimed: list[tuple[str, int, list[tuple[int, int]]]] = []
-    """Of a repair: stream, partition, and the ranges of positions that are to be delivered of it."""
+    """Of a repair or a late message: stream, partition, and the ranges of positions that are to be delivered of it."""
+    late: bool = False
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -199,13 +200,22 @@ class Spool:
         """The messages in the spool from this one on, without their bodies."""
         begin = next(iter(self._log.sizes), 0)
         for number in reversed(self._log.sizes):
-            firsts = [entry.description for entry, _ in self._log.entries(number, 0, self._log.sizes[number], most=1)]
-            if firsts and (firsts[0].epoch, firsts[0].number) <= (epoch, next_message):
+            entries = (entry.description for entry, _ in self._log.entries(number, 0, self._log.sizes[number]))
+            first = next((entry for entry in entries if not entry.late), None)
+            if first is not None and (first.epoch, first.number) <= (epoch, next_message):
                 begin = number
                 break
         for number in [number for number in self._log.sizes if number >= begin]:
             for entry, _ in self._log.entries(number, 0, self._log.sizes[number]):
-                if (entry.description.epoch, entry.description.number) >= (epoch, next_message):
+                about = entry.description
+                if (about.epoch, about.number) >= (epoch, next_message) or (about.late and about.epoch >= epoch):
+                    yield _spooled(about, memoryview(b"")).message
+
+    def described_late(self) -> Iterator[MessageDelivered]:
+        """The late messages that the sink has not accepted, without their bodies."""
+        for number in [number for number in self._log.sizes if number >= self.cursor.segment]:
+            for entry, place in self._log.entries(number, 0, self._log.sizes[number]):
+                if entry.description.late and place.serial >= self.cursor.serial:
                     yield _spooled(entry.description, memoryview(b"")).message
 
     # -- forgetting ------------------------------------------------------------------------------------------
@@ -258,6 +268,7 @@ def _spooled(about: _Description, body: memoryview) -> Spooled:
             compression=Compression(about.compression),
             plain_bytes=about.plain_bytes,
             spans=tuple(about.spans),
+            late=about.late,
             claimed={(stream, partition): tuple(ranges) for stream, partition, ranges in about.claimed},
         ),
         lost_before=about.lost_before,
@@ -291,5 +302,6 @@ def _describe(entry: Spooled) -> bytes:
             plain_bytes=message.plain_bytes,
             spans=list(message.spans),
             claimed=[(*key, list(ranges)) for key, ranges in message.claimed.items()],
+            late=message.late,
         )
     )
