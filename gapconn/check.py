@@ -220,6 +220,7 @@ def facts(pair: Pair) -> dict[str, Any]:
         "source": None if pair.source is None else {"type": pair.source.type, **public_values(pair.source.config)},
         "sink": None if pair.sink is None else {"type": pair.sink.type, **public_values(pair.sink.config)},
         "spool": None if pair.spool is None else public_values(pair.spool),
+        "repeat_buffer": None if pair.repeat_buffer is None else public_values(pair.repeat_buffer),
         "admin": None if pair.admin is None else public_values(pair.admin),
         "log": public_values(pair.log),
     }

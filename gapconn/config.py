@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import ipaddress
+import itertools
 import os
 import re
 from collections.abc import Mapping
@@ -34,6 +35,8 @@ from gapconn.wording import suggestion
 SourceClass: TypeAlias = type[Source]
 SinkClass: TypeAlias = type[Sink]
 
+REPEATS_MAX = 5
+"""How often a message may be repeated: each time costs the whole rate of the data again."""
 MESSAGE_BYTES_HIGHEST = 64 * 1024 * 1024
 """What `message_bytes_max` may be at most (`message_bytes_max` in spec/registry.toml)."""
 
@@ -159,6 +162,15 @@ def _holds_two_messages(link: Link, attribute: object, size_bytes: int) -> None:
 def _holds_a_message(link: Link, attribute: object, size_bytes: int) -> None:
     if size_bytes < link.message_bytes_max:
         raise ValueError(f"less than message_bytes_max ({format_bytes(link.message_bytes_max)})")
+
+
+def _are_delays(_: object, attribute: object, delays_s: list[float]) -> None:
+    if any(delay_s <= 0 for delay_s in delays_s):
+        raise ValueError("a delay of 0")
+    if any(later <= earlier for earlier, later in itertools.pairwise(delays_s)):
+        raise ValueError("not in rising order")
+    if len(delays_s) > REPEATS_MAX or any(delay_s > 86400 for delay_s in delays_s):
+        raise ValueError("too many, or too long")
 
 
 def _goes_with_the_mode(security: Security, attribute: object, key_file: str) -> None:
@@ -312,6 +324,18 @@ class Link:
         allowed="at least `message_bytes_max`",
         validator=_holds_a_message,
     )
+    repeat: list[Seconds] = option(
+        factory=list,
+        help='When the ingress sends every message again, counted from the first time, such as `["30s", "10m"]`: from '
+        "`[repeat_buffer]`, within `rate`, and only while nothing fresh is to be sent. The egress needs no setting.",
+        allowed=f'up to {REPEATS_MAX} durations in rising order, each above 0 and at most "24h"',
+        validator=_are_delays,
+    )
+    repair_when_idle: bool = option(
+        default=False,
+        help="Whether spare rate is used to send the repeats sooner: after a tenth of their delay at the earliest. "
+        "With no `repeat`, every message is sent once more after a second while the link is idle.",
+    )
     shutdown_grace: Seconds = option(
         default=Seconds(10.0),
         help="How long an end may take to send or deliver what it holds when it is told to stop.",
@@ -350,6 +374,11 @@ class Link:
         return self.reorder_timeout
 
     @property
+    def repeat_s(self) -> list[float]:
+        """After how many seconds each message is sent again."""
+        return list(self.repeat)
+
+    @property
     def shutdown_grace_s(self) -> float:
         return self.shutdown_grace
 
@@ -384,6 +413,30 @@ class Spool:
     @property
     def after_s(self) -> float:
         return self.after
+
+
+@attrs.frozen(kw_only=True)
+class RepeatBuffer:
+    """`[repeat_buffer]`: what the ingress keeps on disk of what it sent, to send it again.
+
+    It is on where `link.repeat` or `link.repair_when_idle` is set, and where the file has this section.
+    """
+
+    directory: str | None = option(
+        default=None,
+        help="Where the buffers are kept, each link's in a directory of its own; without it in `link.state_directory`.",
+        allowed="a directory that can be written",
+    )
+    max_bytes: Bytes = option(
+        default=Bytes(1024 * 1024 * 1024),
+        help="What a link's buffer may take. It fills up, and then the oldest messages are dropped.",
+        allowed='at least "1 MiB"',
+        validator=ge(1024 * 1024),
+    )
+    keep_free_bytes: Bytes = option(
+        default=Bytes(256 * 1024 * 1024),
+        help="What the buffer leaves free on its file system in any case.",
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -441,6 +494,8 @@ class Pair:
     """None for the ingress, or where the file has no such section."""
     spool: Spool | None = None
     """None (only where a pair is made by a program) does without, as `max_bytes` 0 does."""
+    repeat_buffer: RepeatBuffer | None = None
+    """None: the ingress keeps nothing of what it sent."""
     admin: Admin | None = None
     log: Log = attrs.field(factory=Log)
 
@@ -453,7 +508,7 @@ def public_values(config: Any) -> dict[str, Any]:
     }
 
 
-_SECTIONS = ("link", "source", "sink", "spool", "admin", "log")
+_SECTIONS = ("link", "source", "sink", "spool", "repeat_buffer", "admin", "log")
 
 
 def load_pair(path: Path, environ: Mapping[str, str], *, role: Role | None = None, link_only: bool = False) -> Pair:
@@ -480,6 +535,14 @@ def load_pair(path: Path, environ: Mapping[str, str], *, role: Role | None = Non
     if "admin" in tables:
         admin = structure(Admin, tables["admin"], label=f"{path}: admin", problems=problems["admin"])
     spool = structure(Spool, tables.get("spool", {}), label=f"{path}: spool", problems=problems["spool"])
+    repeat_buffer = None
+    if "repeat_buffer" in tables or (link is not None and (link.repeat or link.repair_when_idle)):
+        repeat_buffer = structure(
+            RepeatBuffer,
+            tables.get("repeat_buffer", {}),
+            label=f"{path}: repeat_buffer",
+            problems=problems["repeat_buffer"],
+        )
     log = structure(Log, tables.get("log", {}), label=f"{path}: log", problems=problems["log"])
 
     if link_only:
@@ -495,12 +558,13 @@ def load_pair(path: Path, environ: Mapping[str, str], *, role: Role | None = Non
         problems["sink"].clear()
         problems["spool"].clear()
     elif role is Role.EGRESS:
-        source = None
+        source = repeat_buffer = None
         problems["source"].clear()
+        problems["repeat_buffer"].clear()
     found = [problem for of_section in problems.values() for problem in of_section]
     if found or link is None or log is None:
         raise ConfigError(found)
-    return Pair(link=link, source=source, sink=sink, spool=spool, admin=admin, log=log)
+    return Pair(link=link, source=source, sink=sink, spool=spool, repeat_buffer=repeat_buffer, admin=admin, log=log)
 
 
 @attrs.frozen(kw_only=True)

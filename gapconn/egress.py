@@ -278,28 +278,29 @@ class Egress:
                     self._lost_before += event.last - event.first + 1
         core = self.core
         if self.journal.unaccounted and core.accounted:
-            self.journal.accounted(core.session_epoch)
+            self.events.accounted(core.session_epoch)
         if core.session_epoch:
             self.progress.known(core.session_epoch, core.messages_known, core.records_known, ended=core.ended)
 
     def _hand_over(self, message: MessageDelivered) -> None:
-        if self.journal.unaccounted:
-            self.journal.accounted(message.epoch)
+        if not message.late:
+            self.events.accounted(message.epoch)
         accept = self.progress.expect(message)
-        if message.spans:
+        if message.spans or message.late or self.journal.is_lost(message.epoch, message.number):
             message = self._claim(message)
         if not message.body and not message.record_count:  # it only told positions, or that there were no records
-            self.events.repair_accepted(message.claimed)
+            self.events.accepted(message.epoch, message.number, message.claimed)
             accept()
         elif self.queue.offer(message, accept, self._lost_before):
             self._lost_before = 0
         else:
             self._lost_before += 1
             self.events.message_refused(message, LossCause.REFUSED, self.queue.refusal)
+            self.core.miss(message.epoch, message.number)
             accept()
 
     def _claim(self, message: MessageDelivered) -> MessageDelivered:
-        """Take from the journal what this message is to settle of it (GC-RPR-6, GC-RPR-7)."""
+        """Take from the journal what this message is to settle of it (GC-RPR-6, GC-RPR-7, GC-DLV-33)."""
         self.events.source_has_no_more(span for span in message.spans if span.gone)
         return attrs.evolve(message, claimed=claims_of(message, self.journal))
 

@@ -79,7 +79,10 @@ class EventLog:
         refused_records: The records in them.
         sink_losses: Losses that the sink reported, by reason.
         duplicates: Records that were dropped because they had been delivered before.
-        repaired: Records that had been missing and reached the sink.
+        repaired: Records that had been missing, were sent again as repair, and reached the sink.
+        late_messages: Messages that had been lost, came late, and had something for the sink.
+        late_records: The records in them that went to the sink.
+        late_unusable: Late messages of which the sink could not use all: the streams in them were broken off before.
         journal: What is missing; every loss that is told here is in it too.
     """
 
@@ -87,6 +90,9 @@ class EventLog:
         self._log = log
         self.journal = Journal() if journal is None else journal
         self.repaired = 0
+        self.late_messages = 0
+        self.late_records = 0
+        self.late_unusable = 0
         self.alarms: dict[str, str] = {}
         self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT_MAX)
         self.refused: Counter[str] = Counter()
@@ -210,6 +216,19 @@ class EventLog:
         lost.count += 1
         lost.add(first, last)
 
+    def late_declined(self, message: MessageDelivered) -> None:
+        """The sink cannot use what came late: it stays lost."""
+        self.journal.release(message.claimed)
+        self.late_unusable += 1
+        declined = self._gather("warning", "late_unusable", epoch=message.epoch)
+        declined.count += 1
+        declined.add(message.number, message.number)
+
+    def sink_found(self, *, stream: str, first: int, last: int) -> None:
+        """The target has positions after all that the sink had reported as lost."""
+        self.journal.found((stream, None), first, last, _now_ms())
+        self._gather("info", "sink_found", stream=stream).add(first, last)
+
     def duplicates_dropped(self, stream: str, partition: int, count: int) -> None:
         """Records were sent again by a restarted ingress, and were dropped."""
         if count:
@@ -285,9 +304,25 @@ class EventLog:
             for first, last in ranges:
                 self.journal.claim(stream, partition, first, last)
 
-    def repair_accepted(self, claimed: Mapping[tuple[str, int], tuple[Range, ...]]) -> None:
-        """The sink has what was missing."""
-        self.journal.repaired(claimed, _now_ms())
+    def accepted(self, epoch: int, number: int, claimed: Mapping[tuple[str, int], tuple[Range, ...]]) -> None:
+        """The sink has this message, and with it what was missing."""
+        late = self.journal.is_lost(epoch, number)
+        if late:
+            self.journal.came_late(epoch, number, _now_ms())
+        if claimed:
+            self.journal.repaired(claimed, _now_ms(), late=late)
+
+    def accounted(self, epoch: int) -> None:
+        """All records of the session that were lost so far have been told."""
+        if self.journal.unaccounted:
+            self.journal.accounted(epoch, _now_ms())
+
+    def delivered_late(self, records: int) -> None:
+        """A message that had been lost goes to the sink with so many records."""
+        if records:
+            self.late_messages += 1
+            self.late_records += records
+            self._gather("info", "records_late").count += records
 
     def source_has_no_more(self, spans: Iterable[Span]) -> None:
         """The source says that these cannot be sent again."""

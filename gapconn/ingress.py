@@ -1,7 +1,8 @@
 """The ingress: one nursery that takes data from the source and sends it into the gap.
 
     source ────batches──▶ fragmenter ──volleys──▶ sender ══ gap
-    resender ──repairs──────┘     heartbeat ──volleys──┘
+    resender ──repairs──────┘     heartbeat ──volleys──┘     │
+                            keeper ──▶ disk ──▶ repeater ────┘ only while the others are idle
 
 Each box is a task, each arrow a bounded memory channel: a slow link slows the source down. Where the tasks behind an
 arrow are idle, a small batch need not wait for their turn: the task before does their work. What a task decides about
@@ -31,8 +32,9 @@ from gapconn.protocol.registry import Compression
 from gapconn.protocol.security import Keys
 from gapconn.protocol.sender import LinkSender
 from gapconn.protocol.states import SenderState
-from gapconn.protocol.wire import ROWS_MAX, SLAB_BYTES, Burst
+from gapconn.protocol.wire import ROWS_MAX, SLAB_BYTES, Burst, Slab
 from gapconn.record import Batch, Records, encode_batch
+from gapconn.repeats import Repeats, Wish
 from gapconn.resend import Resends
 
 BATCHES_HELD_MAX = 4
@@ -43,6 +45,8 @@ VOLLEYS_HELD_MAX = 1
 SMALL_BATCH_RECORDS = 16
 SMALL_BATCH_BYTES = 8192
 """Up to here a batch may be passed through at once: it makes a burst or two, and slabs for a volley are free then."""
+BUSY_NAP_S = 0.002
+"""How often the repeater looks whether the link is idle."""
 SLABS = VOLLEY_BURSTS_MAX * (VOLLEYS_HELD_MAX + 2)
 """One volley being built, those held, and one being sent."""
 
@@ -100,6 +104,7 @@ class Ingress:
         context: What the source counts and says of itself.
         key_watch: The keys of a sealed link.
         resends: What operators want sent again; None where nobody can ask.
+        repeats: What is kept to be sent again; None where nothing is.
         stopping: Whether it was asked to stop.
     """
 
@@ -113,6 +118,7 @@ class Ingress:
         header_bytes: int,
         key_watch: KeyWatch | None = None,
         resends: Resends | None = None,
+        repeats: Repeats | None = None,
         sleep_until: Callable[[float], Awaitable[None]] = trio.sleep_until,
     ) -> None:
         self.pair = pair
@@ -143,6 +149,10 @@ class Ingress:
         self.resends = resends
         self._resending = trio.CancelScope()
         self._repairs_in = self._batches_in
+        self.repeats = repeats
+        if repeats is not None:
+            core.keep = repeats.keep
+        self._repeating = trio.CancelScope()
         self._nap = trio.CancelScope()
 
     # -- What the source sees (gapconn.sources.Outlet) -------------------------------------------------------
@@ -197,7 +207,10 @@ class Ingress:
     async def run(self) -> None:
         """All tasks, until the session is over."""
         async with trio.open_nursery() as nursery:
-            for task in (self.source, self.resender, self.fragmenter, self.sender, self.heartbeat):
+            tasks = [self.source, self.resender, self.fragmenter, self.sender, self.heartbeat]
+            if self.repeats is not None:
+                tasks += [self.keeper, self.repeater]
+            for task in tasks:
                 nursery.start_soon(task, name=f"ingress.{task.__name__}")
 
     async def source(self) -> None:
@@ -231,19 +244,25 @@ class Ingress:
                 on_sent = None if self.core.bursts_left else queued.on_sent
                 await self._volleys_in.send(_Volley(bursts, pooled=True, on_sent=on_sent))
         async with self._volleys_in:
+            self._repeating.cancel()
             shutdown = self.core.stop()
+            if self.repeats is not None:
+                self.repeats.close()
             self._nap.cancel()
             await self._volleys_in.send(_Volley(shutdown, pooled=False))
 
     @property
-    def _idle(self) -> bool:
-        """Whether fragmenter and sender wait for something to do, and the link is fast enough for it to matter."""
+    def _waiting(self) -> bool:
+        """Whether fragmenter and sender wait for something to do: whatever was built was sent."""
         return (
-            self._volley_bursts == VOLLEY_BURSTS_MAX
-            and self._compressor is None
-            and self._batches_out.statistics().tasks_waiting_receive > 0
+            self._batches_out.statistics().tasks_waiting_receive > 0
             and self._volleys_out.statistics().tasks_waiting_receive > 0
         )
+
+    @property
+    def _idle(self) -> bool:
+        """Whether a small batch can be passed through, and the link is fast enough for it to matter."""
+        return self._volley_bursts == VOLLEY_BURSTS_MAX and self._compressor is None and self._waiting
 
     def _pass_through(self, batch: Batch, on_sent: Callable[[], None] | None) -> None:
         """Do for a small batch what fragmenter and sender would do; the sender gets what has to wait."""
@@ -355,6 +374,57 @@ class Ingress:
                 due = self.core.handle_timeout(trio.current_time())
                 if due:
                     await volleys.send(_Volley(due, pooled=False))
+
+    async def keeper(self) -> None:
+        """Keep on disk what is sent."""
+        assert self.repeats is not None
+        await self.repeats.keeper()
+        if self.repeats.left:
+            self.log.info("repeats_left", messages=self.repeats.left, kept_for="gapconn resend")
+
+    async def repeater(self) -> None:
+        """Send again what is due, while nothing new is to be sent and a share of the rate is spare (GC-RPT-3)."""
+        assert self.repeats is not None
+        with self._repeating:
+            await self._active.wait()
+            slab = Slab(SLAB_BYTES)
+            while True:
+                due = await self.repeats.next()
+                number = due.number if isinstance(due, Wish) else due.sent.number
+                await self._spare(0)  # whatever was made is sent then, and it can be told what may be repeated
+                self.core.begin_repeat(number, due.message, self._spare_datagrams)
+                while count := self.core.repeat_burst_datagrams:
+                    await self._spare(self._pacer.wire_bytes(count, self.core.repeat_burst_bytes))
+                    await self._send_repeat(slab)
+                if isinstance(due, Wish):
+                    due.sent.set()
+
+    @property
+    def _spare_datagrams(self) -> int:
+        """Datagrams of a burst that nothing new can overtake: so few that it does not have to wait for long."""
+        return self._pacer.spare_count(ROWS_MAX, self.core.settings.datagram_bytes_max)
+
+    async def _spare(self, wire_bytes: int) -> None:
+        """Wait until so much of a repeat is in nobody's way. At least one turn of all other tasks."""
+        await trio.lowlevel.checkpoint()
+        while True:
+            now_s = trio.current_time()
+            if not self._waiting:
+                await trio.sleep(BUSY_NAP_S)
+            elif (spare_at_s := self._pacer.spare_at(now_s, wire_bytes)) > now_s:
+                await trio.sleep_until(spare_at_s)
+            else:
+                return
+
+    async def _send_repeat(self, slab: Slab) -> None:
+        """Send a burst of a repeat at once; if the kernel does not take it, the sender waits until it does."""
+        burst = self.core.next_repeat_burst(slab)
+        assert burst is not None
+        if not self._send_now(burst):
+            sent = trio.Event()
+            self._volleys_in.send_nowait(_Volley([burst], pooled=False, on_sent=sent.set))
+            with trio.CancelScope(shield=True):  # the slab is in use until then
+                await sent.wait()
 
     def use_keys(self, keys: Keys) -> None:
         """Seal what is built from now on with these keys."""

@@ -50,6 +50,8 @@ class Entry:
     records: int = 0
     """Records lost, as counted by the sender; a restarted egress may count some a second time."""
     messages: RangeSet = attrs.field(factory=RangeSet)
+    late: RangeSet = attrs.field(factory=RangeSet)
+    """Of the messages, those that came late and reached the sink."""
     missing: dict[Place, RangeSet] = attrs.field(factory=dict)
     """Positions that are open; of an entry that was closed by hand, those that were."""
     repaired: dict[Place, RangeSet] = attrs.field(factory=dict)
@@ -70,7 +72,12 @@ class Entry:
     def ranges(self) -> int:
         """How many ranges it has."""
         places = (*self.missing.values(), *self.repaired.values(), *self.gone.values())
-        return len(self.messages) + sum(map(len, places))
+        return len(self.messages) + len(self.late) + sum(map(len, places))
+
+    @property
+    def messages_missing(self) -> RangeSet:
+        """The messages that did not come late."""
+        return RangeSet(gap for each in self.messages for gap in self.late.gaps(*each))
 
 
 class Journal:
@@ -134,6 +141,23 @@ class Journal:
         """All open positions."""
         return self._open
 
+    def is_lost(self, epoch: int, number: int) -> bool:
+        """Whether this message was reported as lost."""
+        of_session = self._messages.get(epoch)
+        return of_session is not None and bool(of_session.within(number, number))
+
+    def messages_lost_in(self, epoch: int) -> RangeSet:
+        """Messages of this session that are lost, and of which something is open: they mend it when they come late."""
+        entries = [entry for entry in self.open_entries if entry.epoch == epoch]
+        return RangeSet(each for entry in entries for each in entry.messages_missing)
+
+    def joined_at(self, epoch: int) -> int:
+        """The message with which the egress joined this session without stored state; 0 if it did not."""
+        lasts = [
+            last for entry in self if (entry.epoch, entry.cause) == (epoch, _BEFORE_JOIN) for _, last in entry.messages
+        ]
+        return max(lasts, default=-1) + 1
+
     # -- losses ----------------------------------------------------------------------------------------------
 
     def happened(self, event: MessagesLost | RecordsLost | RecordsMissing, now_ms: int) -> None:
@@ -165,11 +189,16 @@ class Journal:
                 self._unproven[entry.number] = None
             self._change(entry)
 
-    def accounted(self, epoch: int) -> None:
+    def accounted(self, epoch: int, now_ms: int) -> None:
         """All records that were lost in this session so far have been told: a message without any is no loss."""
         for number in [n for n in self._unproven if self._entries[n].epoch == epoch]:
             del self._unproven[number]
-            self._remove(number)
+            entry = self._entries[number]
+            if entry.late:  # what had records came late
+                entry.reason = LATE
+                self._close(entry, "repaired", now_ms)
+            else:
+                self._remove(number)
 
     @property
     def unaccounted(self) -> bool:
@@ -178,9 +207,7 @@ class Journal:
 
     def refused(self, message: MessageDelivered, cause: LossCause, now_ms: int) -> None:
         """A message arrived and is not handed to the sink."""
-        for (stream, partition), ranges in message.claimed.items():
-            for first, last in ranges:
-                self._unclaim((stream, partition), first, last)
+        self.release(message.claimed)
         if message.spans:
             return  # its records are open as before
         places: dict[Place, Range] = {}
@@ -188,6 +215,8 @@ class Journal:
             already = message.already_delivered.get((run.stream, run.partition), -1)
             if run.last > already:
                 places[run.stream, run.partition] = (max(run.first, already + 1), run.last)
+        if message.late and not places:
+            return  # the message and its records are open as before
         entry = self._newest(message.epoch)
         if entry is None or entry.cause != _name(cause) or not self._room(entry, now_ms):
             entry = self._begin(message.epoch, _name(cause), now_ms)
@@ -286,18 +315,48 @@ class Journal:
         """
         self._claimed.clear()
 
+    def release(self, claimed: Mapping[tuple[str, int], tuple[Range, ...]]) -> None:
+        """What was claimed is not delivered: it is missing as before."""
+        for place, ranges in claimed.items():
+            for first, last in ranges:
+                self._unclaim(place, first, last)
+
     def _unclaim(self, place: Place, first: int, last: int) -> None:
         if place in self._claimed:
             self._claimed[place].remove(first, last)
 
-    def repaired(self, claimed: Mapping[tuple[str, int], tuple[Range, ...]], now_ms: int) -> None:
-        """The sink has accepted what was claimed."""
+    def repaired(
+        self, claimed: Mapping[tuple[str, int], tuple[Range, ...]], now_ms: int, *, late: bool = False
+    ) -> None:
+        """The sink has accepted what was claimed, of a repair or of a late message."""
         for place, ranges in claimed.items():
             claims = self._claimed.get(place, RangeSet())
             # What the sink has given up meanwhile is claimed no more.
-            self._settle(place, [part for each in ranges for part in claims.remove(*each)], now_ms)
+            settled = [part for each in ranges for part in claims.remove(*each)]
+            self._settle(place, settled, now_ms, reason=LATE if late else "")
             if not claims:
                 self._claimed.pop(place, None)
+
+    def came_late(self, epoch: int, number: int, now_ms: int) -> None:
+        """The sink has accepted this message, which was lost before (GC-DLV-34).
+
+        An entry that knows of no positions is closed with the last of its messages.
+        """
+        if not self.is_lost(epoch, number):
+            return
+        for entry in [each for each in self.open_entries if each.epoch == epoch]:
+            if not entry.messages.within(number, number):
+                continue
+            entry.late.add(number, number)
+            self._change(entry)
+            if not entry.missing and entry.late == entry.messages:
+                entry.reason = LATE
+                self._unproven.pop(entry.number, None)
+                self._close(entry, "unrecoverable" if entry.gone else "repaired", now_ms)
+
+    def found(self, place: Place, first: int, last: int, now_ms: int) -> None:
+        """The sink has these after all."""
+        self._settle(place, [(first, last)], now_ms, reason=LATE)
 
     def is_gone(self, span: Span, now_ms: int) -> None:
         """The source has these no more."""
@@ -321,7 +380,7 @@ class Journal:
             closed.append(number)
         return closed
 
-    def _settle(self, place: Place, ranges: Sequence[Range], now_ms: int, gone: str = "") -> None:
+    def _settle(self, place: Place, ranges: Sequence[Range], now_ms: int, *, gone: str = "", reason: str = "") -> None:
         """These are missing no more."""
         of_place = self._open.get(place)
         if of_place is None or not ranges:
@@ -344,7 +403,7 @@ class Journal:
             done = (entry.gone if gone else entry.repaired).setdefault(place, RangeSet())
             for part in found:
                 done.add(*part)
-            entry.reason = gone or entry.reason
+            entry.reason = gone or reason or entry.reason
             if not entry.missing:
                 self._close(entry, "unrecoverable" if entry.gone else "repaired", now_ms)
             self._change(entry)
@@ -386,6 +445,8 @@ class Journal:
                 del self._open[place]
 
 
+LATE: Final = "late"
+"""The reason of an entry of which the last was mended by messages that were repeated."""
 _BEFORE_JOIN: Final = LossCause.BEFORE_JOIN.name.lower()
 """Where these records stood can never be said."""
 

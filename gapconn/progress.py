@@ -29,8 +29,8 @@ class _Step:
             self.epoch, self.next_message, self.next_record = later.epoch, None, None
         if later.next_message is not None:
             self.next_message = later.next_message
-        if later.next_record is not None:
-            self.next_record = later.next_record
+        if later.next_record is not None:  # a late message may be of records that were passed
+            self.next_record = max(later.next_record, self.next_record or 0)
         self.positions.update(later.positions)
 
 
@@ -43,6 +43,13 @@ def continued(progress: Progress | None, spooled: Iterable[MessageDelivered]) ->
     """
     positions = dict(progress.positions) if progress else {}
     for message in spooled:
+        if message.late:
+            for key, standing in message.positions.items():
+                if standing > positions.get(key, (0, 0, 0)):
+                    positions.pop(key, None)
+                    positions[key] = standing
+            progress = attrs.evolve(progress, positions=positions) if progress else None
+            continue
         if progress and (message.epoch, message.number) < (progress.epoch, progress.next_message):
             continue
         same = progress if progress and progress.epoch == message.epoch else None
@@ -89,7 +96,7 @@ class ProgressTracker:
         """`message` goes to the sink; the function to call when the sink has it for good, or the spool on disk."""
         step = _Step(
             epoch=message.epoch,
-            next_message=message.number + 1,
+            next_message=None if message.late else message.number + 1,
             next_record=message.first_record + message.record_count,
             positions=dict(message.positions),
             accepted=False,

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from gapconn.config import Admin, Fec, Link, Log, Security, Spool
+from gapconn.config import Admin, Fec, Link, Log, RepeatBuffer, Security, Spool
 from gapconn.plugins import Carries, PluginRegistry
 from gapconn.sinks import SINKS
 from gapconn.sources import SOURCES
@@ -67,6 +67,7 @@ def render() -> str:
     parts.append("## `[sink]`\n\nWhat the egress writes. `type` says which kind it is; the other keys depend on it.\n")
     parts += _plugins(SINKS, "sink")
     parts += _section("spool", Spool)
+    parts += _section("repeat_buffer", RepeatBuffer)
     return "\n".join(parts)
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+import attrs
 import structlog
 import trio
 from structlog.typing import FilteringBoundLogger
@@ -28,11 +29,13 @@ from gapconn.progress import continued
 from gapconn.protocol.receiver import LinkReceiver, Progress, ReceiverSettings
 from gapconn.protocol.security import Keys
 from gapconn.protocol.sender import LinkSender, SenderSettings
+from gapconn.repeats import Repeats
 from gapconn.resend import Resends
+from gapconn.store.repeat_buffer import RepeatBuffer
 from gapconn.store.resends import ResendFile
 from gapconn.store.spool import Spool
 from gapconn.store.state import EgressState, IngressState
-from gapconn.units import format_bytes, format_percent, format_rate
+from gapconn.units import format_bytes, format_percent, format_rate, format_seconds
 
 
 class End(Protocol):
@@ -81,11 +84,13 @@ async def serve_ingress(pair: Pair, *, only_resends: bool = False, companion: Co
         IngressState.open, Path(pair.link.state_directory), pair.link.name, pair.link.id
     )
     requests: ResendFile | None = None
+    buffer: RepeatBuffer | None = None
     try:
         directory = Path(pair.link.state_directory)
         requests = await trio.to_thread.run_sync(ResendFile.open, directory, pair.link.name, pair.link.id)
         resends = Resends(requests, pair.source, link=pair.link, log=log.bind(task="resend"))
         section = resends.as_source() if only_resends else pair.source
+        buffer = await trio.to_thread.run_sync(_repeat_buffer, pair)
         # The clock only matters where there is no stored state, or a stored state from a clock that is behind.
         epoch, previous_epoch = await trio.to_thread.run_sync(state.begin_session, time.time_ns() // 1000)
         header_bytes = ip_header_bytes(target[0])
@@ -119,6 +124,8 @@ async def serve_ingress(pair: Pair, *, only_resends: bool = False, companion: Co
                 repair=format_percent(pair.link.fec.repair),
                 fec_backend=core.codec.name,
                 security=pair.link.security.mode,
+                repeat=[format_seconds(delay_s) for delay_s in pair.link.repeat_s] or None,
+                repeat_buffer=str(buffer.path) if buffer else None,
                 keys=key_watch.overview() if key_watch else None,
                 key_in_use=core.key_id or None,
                 announcing_s=0 if previous_epoch else pair.link.interruption_timeout_s,
@@ -131,6 +138,7 @@ async def serve_ingress(pair: Pair, *, only_resends: bool = False, companion: Co
                 header_bytes=header_bytes,
                 key_watch=key_watch,
                 resends=resends,
+                repeats=Repeats(buffer, pair.link, epoch=epoch, log=log.bind(task="repeats")) if buffer else None,
                 sleep_until=alarm.sleep_until,
             )
             await _run_until_stopped(ingress, IngressView(ingress), companion)
@@ -140,7 +148,22 @@ async def serve_ingress(pair: Pair, *, only_resends: bool = False, companion: Co
     finally:
         if requests is not None:
             requests.close()
+        if buffer is not None:
+            buffer.close()
         state.close()
+
+
+def _repeat_buffer(pair: Pair) -> RepeatBuffer | None:
+    section = pair.repeat_buffer
+    if section is None:
+        return None
+    return RepeatBuffer(
+        Path(section.directory or pair.link.state_directory),
+        link=pair.link.name,
+        link_id=pair.link.id,
+        max_bytes=section.max_bytes,
+        keep_free_bytes=section.keep_free_bytes,
+    )
 
 
 async def serve_egress(pair: Pair, *, companion: Companion | None = None) -> None:
@@ -219,7 +242,7 @@ def resumed(pair: Pair, state: EgressState) -> tuple[Spool | None, Progress | No
     """Open the spool; where the egress goes on: behind what it has stored, and behind what is in the spool."""
     resume = state.load()
     if pair.spool is None or not pair.spool.max_bytes:
-        return None, resume
+        return None, _with_losses(resume, state, None)
     spool = Spool(
         Path(pair.spool.directory or pair.link.state_directory),
         link=pair.link.name,
@@ -232,10 +255,29 @@ def resumed(pair: Pair, state: EgressState) -> tuple[Spool | None, Progress | No
         beyond = continued(resume, spool.described_since(*settled))
         if beyond is not None and beyond is not resume:
             state.save(beyond)  # what is delivered from the spool is forgotten there
+        beyond = _with_losses(beyond, state, spool)
     except BaseException:
         spool.close()
         raise
     return spool, beyond
+
+
+def _with_losses(resume: Progress | None, state: EgressState, spool: Spool | None) -> Progress | None:
+    """The progress with what the journal has as lost: it is taken when it is repeated (GC-DLV-34)."""
+    if resume is None:
+        return None
+    lost = state.journal.messages_lost_in(resume.epoch)
+    for late in spool.described_late() if spool is not None and lost else ():
+        for (stream, partition), ranges in late.claimed.items():
+            for first, last in ranges:
+                state.journal.claim(stream, partition, first, last)
+        if late.epoch == resume.epoch:
+            lost.remove(late.number, late.number)
+    return attrs.evolve(
+        resume,
+        lost=tuple(lost.within(0, resume.next_message - 1)),
+        joined_at=state.journal.joined_at(resume.epoch),
+    )
 
 
 async def _run_until_stopped(end: End, view: AdminView, companion: Companion | None) -> None:

@@ -36,7 +36,7 @@ from gapconn.protocol.events import MessageDelivered
 from gapconn.protocol.registry import MESSAGE_BYTES_MAX, LossCause
 from gapconn.ranges import Range
 from gapconn.record import Batch, Chunk, Records, decode_batch
-from gapconn.repair import repaired_batch
+from gapconn.repair import late_batch, repaired_batch
 from gapconn.sinks import Delivery
 from gapconn.store.spool import Appended, Damage, Place, Spool, Spooled, Trouble
 
@@ -262,9 +262,9 @@ class SinkQueue:
         self._lost_before += waiting.lost_before
         message = waiting.message
         if message is None or opened is None:  # damaged on disk, and told
-            self._accept(waiting, {})
+            self._done_with(waiting)
             return None
-        accept = partial(self._accept, waiting, message.claimed)
+        accept = partial(self._accept, waiting, message.epoch, message.number, message.claimed)
         if waiting.end is not None:
             waiting.message = None  # it is on disk
         if isinstance(opened, RemoteProtocolError):
@@ -276,14 +276,18 @@ class SinkQueue:
         if not batch.parts:  # all of it was delivered before
             accept()
             return None
-        lost_before, self._lost_before = self._lost_before, 0
+        lost_before = 0
+        if not message.late:
+            lost_before, self._lost_before = self._lost_before, 0
         return Delivery(
             epoch=message.epoch,
             message=message.number,
             lost_before=lost_before,
             batch=batch,
             repair=bool(message.spans),
+            late=message.late,
             accept=accept,
+            decline=partial(self._decline, waiting, message),
         )
 
     async def _open(self, message: MessageDelivered) -> Batch | RemoteProtocolError:
@@ -299,6 +303,10 @@ class SinkQueue:
 
     def _to_deliver(self, batch: Batch, message: MessageDelivered) -> Batch:
         """What of the message's batch is for the sink."""
+        if message.late and not message.spans:
+            rest = late_batch(batch, message)
+            self.events.delivered_late(rest.record_count)
+            return rest
         if not message.spans:
             return self._without_delivered(batch, message) if message.already_delivered else batch
         repaired = repaired_batch(batch, message)
@@ -327,11 +335,26 @@ class SinkQueue:
         """The sink reports what will never reach the target."""
         self.events.sink_lost(stream=stream, partition=partition, first=first, last=last, reason=reason)
 
-    def _accept(self, waiting: _Waiting, claimed: Mapping[tuple[str, int], tuple[Range, ...]]) -> None:
+    def found(self, *, stream: str, first: int, last: int) -> None:
+        """The sink reports what is in the target after all."""
+        self.events.sink_found(stream=stream, first=first, last=last)
+
+    def _accept(
+        self, waiting: _Waiting, epoch: int, number: int, claimed: Mapping[tuple[str, int], tuple[Range, ...]]
+    ) -> None:
         if waiting.accepted:
             return
         # Only now, not when it is on disk: what is damaged there is still missing (GC-RPR-7).
-        self.events.repair_accepted(claimed)
+        self.events.accepted(epoch, number, claimed)
+        self._done_with(waiting)
+
+    def _decline(self, waiting: _Waiting, message: MessageDelivered) -> None:
+        """The sink can do nothing with a late message: what is in it stays lost."""
+        if not waiting.accepted:
+            self.events.late_declined(message)
+            self._done_with(waiting)
+
+    def _done_with(self, waiting: _Waiting) -> None:
         waiting.accepted = True
         self.accepted += 1
         self.unaccepted -= 1

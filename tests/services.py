@@ -25,12 +25,14 @@ from gapconn.protocol.receiver import LinkReceiver, ReceiverSettings
 from gapconn.protocol.sender import LinkSender, SenderSettings
 from gapconn.protocol.wire import Burst, Slab
 from gapconn.record import Batch, Records, encode_batch
+from gapconn.repeats import Repeats
 from gapconn.service import resumed
 from gapconn.sinks import Delivery, Inlet
 from gapconn.sources import Outlet
 from gapconn.store.state import EgressState
 from gapconn.testing.memory_gap import datagrams_of
 from gapconn.units import Address, BitsPerSecond, Bytes, Seconds
+from tests.protocol.frames import with_header
 
 SourceFunction = Callable[[Outlet], Awaitable[None]]
 SinkFunction = Callable[[Inlet], Awaitable[None]]
@@ -207,7 +209,9 @@ class TaskNames(trio.abc.Instrument):
         self.seen.add(task.name)
 
 
-def ingress(way: Link, source: SourceFunction, *, room: int | None = None, known: bool = True) -> Ingress:
+def ingress(
+    way: Link, source: SourceFunction, *, room: int | None = None, known: bool = True, repeats: Repeats | None = None
+) -> Ingress:
     """An ingress on a recording socket; `known`: with stored state, so that it need not announce itself."""
     core = LinkSender(
         SenderSettings(
@@ -223,7 +227,7 @@ def ingress(way: Link, source: SourceFunction, *, room: int | None = None, known
     )
     section = source_of(source)
     udp = cast("UdpSender", RecordingSocket(room=room))
-    return Ingress(pair(way, source=section), section, core, udp, header_bytes=HEADER_BYTES)
+    return Ingress(pair(way, source=section), section, core, udp, header_bytes=HEADER_BYTES, repeats=repeats)
 
 
 def socket_of(end: Ingress) -> RecordingSocket:
@@ -278,6 +282,12 @@ class Session:
 
         self._core.compose_repair(list(spans), write, self._now_s)
         return self._datagrams()
+
+    def repeat(self, datagrams: list[bytes]) -> list[bytes]:
+        """The same messages again, in new datagrams."""
+        first = self._core._sequence
+        self._core._sequence += len(datagrams)
+        return [with_header(datagram, sequence=first + place) for place, datagram in enumerate(datagrams)]
 
     def _datagrams(self) -> list[bytes]:
         datagrams: list[bytes] = []

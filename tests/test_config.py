@@ -256,7 +256,10 @@ def test_state_directory(monkeypatch: pytest.MonkeyPatch, uid: int, environ: dic
         ('shutdown_grace = "2h"', "link.shutdown_grace: must be at most 1h: got '2h'"),
         ('bind = "7400"', "link.bind: no port: got '7400', allowed: an address such as"),
         ("mtu = 1500", "link.mtu: unknown key 'mtu' (did you mean 'mtu_bytes'?)"),
-        ("reat = 1", "link.reat: unknown key 'reat' (did you mean 'rate'?)"),
+        ('repeat = ["10m", "30s"]', "link.repeat: not in rising order: got ['10m', '30s'], allowed: up to 5 durations"),
+        ('repeat = ["0s"]', "link.repeat: a delay of 0: got ['0s'], allowed: up to 5 durations"),
+        ('repeat = ["1h", "25h"]', "link.repeat: too many, or too long: got ['1h', '25h'], allowed: up to 5"),
+        ("rat = 1", "link.rat: unknown key 'rat' (did you mean 'rate'?)"),
         ("colour = 1", "link.colour: unknown key 'colour', allowed: name, id, address, bind, mtu_bytes"),
     ],
 )
@@ -325,7 +328,7 @@ def test_all_problems_at_once(problems: Problems) -> None:
         {"GAPCONN_NONSENSE": "1", "GAPCONN_LINK_MTU": "2"},
     )
     expected = [
-        "a key outside of a section: 'stray', allowed: link, source, sink, spool, admin, log",
+        "a key outside of a section: 'stray', allowed: link, source, sink, spool, repeat_buffer, admin, log",
         "unknown section 'lnik' (did you mean 'link'?)",
         "environment: GAPCONN_NONSENSE: unknown variable, allowed: GAPCONN_LINK_<KEY>",
         "environment: GAPCONN_LINK_MTU: unknown key 'mtu' (did you mean 'mtu_bytes'?)",

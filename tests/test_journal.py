@@ -84,13 +84,13 @@ def test_a_message_without_records_is_no_loss() -> None:
     journal = told(lost(3, 3))
     assert len(journal.open_entries) == 1
     assert journal.unaccounted
-    journal.accounted(4)
+    journal.accounted(4, 0)
     assert journal.unaccounted, "of another session"
-    journal.accounted(5)
+    journal.accounted(5, 0)
     assert list(journal) == []
     journal.happened(lost(5, 5), 2_000)
     journal.happened(counted(1), 2_000)
-    journal.accounted(5)
+    journal.accounted(5, 0)
     assert [list(entry.messages) for entry in journal] == [[(5, 5)]]
     journal.happened(lost(3, 3), 2_000)
     assert [list(entry.messages) for entry in journal] == [[(3, 3), (5, 5)]], "it is no longer known"

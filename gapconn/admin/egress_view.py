@@ -75,6 +75,9 @@ class EgressView:
                 "records": counts.records,
                 "messages_rebuilt": counts.messages_rebuilt,
                 "symbols_rebuilt": counts.symbols_rebuilt,
+                "messages_late": counts.messages_late,
+                "records_late": counts.records_late,
+                "repeats_not_needed": core.repeats_not_needed,
             },
             "bodies": bodies(counts.plain_body_bytes, counts.body_bytes),
             "announced": None
@@ -95,12 +98,19 @@ class EgressView:
                 "positions_missing": egress.journal.positions_missing,
                 "oldest_open_s": round(self._oldest_gap_s(), 3),
                 "records_repaired": egress.events.repaired,
+                "messages_late": egress.events.late_messages,
+                "records_late": egress.events.late_records,
+                "late_unusable": egress.events.late_unusable,
+                "messages_mendable": core.messages_mendable,
+                "messages_forgotten": core.lost_forgotten,
             },
             "dropped": _by_name(counts.dropped),
             "duplicate_records": egress.events.duplicates,
             "held": {
                 "incomplete_messages": core.held_messages,
                 "incomplete_bytes": core.held_bytes,
+                "late_messages": core.late_messages,
+                "late_bytes": core.late_bytes,
                 "sink_messages": len(egress.queue),
                 "sink_bytes": egress.queue.bytes,
                 "unaccepted_messages": egress.queue.unaccepted,
@@ -222,6 +232,7 @@ class EgressView:
             "Records that were missing, were sent again, and went to the sink.",
             events.repaired,
         )
+        yield from self._late_metrics()
         yield counters("gapconn_sink_losses_total", "Losses that the sink reported.", "reason", events.sink_losses)
         yield counter("gapconn_sessions_followed_total", "Ingress sessions that got the link.", counts.sessions)
         yield counter("gapconn_link_interruptions_total", "Alarms: link interrupted.", counts.interruptions)
@@ -264,6 +275,39 @@ class EgressView:
             "What the sink counted, by event.",
             "event",
             egress.context.counters,
+        )
+
+    def _late_metrics(self) -> Iterable[Metric]:
+        """What became of messages that are repeated."""
+        yield counter(
+            "gapconn_messages_late_total",
+            "Messages that were lost, came late, and had something for the sink.",
+            self._egress.events.late_messages,
+        )
+        yield counter(
+            "gapconn_records_late_total",
+            "Records that were lost, came late in a repeat, and went to the sink.",
+            self._egress.events.late_records,
+        )
+        yield counter(
+            "gapconn_late_unusable_total",
+            "Late messages of which the sink could not use all: the streams in them were broken off before.",
+            self._egress.events.late_unusable,
+        )
+        yield counter(
+            "gapconn_repeats_not_needed_total",
+            "Source symbols that came of messages that were delivered before.",
+            self._egress.core.repeats_not_needed,
+        )
+        yield gauge(
+            "gapconn_messages_mendable",
+            "Lost messages of the session that are taken when they are repeated.",
+            self._egress.core.messages_mendable,
+        )
+        yield counter(
+            "gapconn_lost_messages_forgotten_total",
+            "Lost messages that were too many to be taken when they are repeated.",
+            self._egress.core.lost_forgotten,
         )
 
 

@@ -70,12 +70,30 @@ class IngressView:
                 "records": ingress.resends.records if ingress.resends else 0,
                 "positions_gone": ingress.resends.positions_gone if ingress.resends else 0,
             },
+            "repeats": self._repeats(),
             "send_stalls": ingress.socket.stalls,
             "source": {
                 "type": ingress.source_type,
                 "events": dict(ingress.context.counters),
                 **ingress.context.status,
             },
+        }
+
+    def _repeats(self) -> dict[str, Any] | None:
+        ingress, repeats = self._ingress, self._ingress.repeats
+        if repeats is None:
+            return None
+        return {
+            "messages": ingress.core.counters.messages_repeated,
+            "datagrams": ingress.core.counters.datagrams_repeated,
+            "late_s": repeats.late_s,
+            "kept": repeats.counters.kept,
+            "not_kept": repeats.counters.not_kept,
+            "dropped": repeats.counters.dropped,
+            "in_buffer": repeats.buffer.messages,
+            "disk_bytes": repeats.buffer.disk_bytes,
+            "max_bytes": repeats.buffer.max_bytes,
+            "alarms": list(repeats.alarms),
         }
 
     def metrics(self) -> Iterable[Metric]:
@@ -118,9 +136,35 @@ class IngressView:
             "Positions of which the egress was told that the source has them no more.",
             ingress.resends.positions_gone if ingress.resends else 0,
         )
+        yield from self._repeat_metrics()
         yield counters(
             "gapconn_source_events_total",
             "What the source counted, by event.",
             "event",
             ingress.context.counters,
         )
+
+    def _repeat_metrics(self) -> Iterable[Metric]:
+        repeats, counts = self._ingress.repeats, self._ingress.core.counters
+        if repeats is None:
+            return
+        yield counter("gapconn_messages_repeated_total", "Messages sent again, each time.", counts.messages_repeated)
+        yield counter(
+            "gapconn_datagrams_repeated_total", "Datagrams of messages sent again.", counts.datagrams_repeated
+        )
+        yield gauge("gapconn_repeats_late_seconds", "By how much the repeats are late.", repeats.late_s)
+        yield counter(
+            "gapconn_repeats_dropped_total",
+            "Messages dropped from the repeat buffer before they were repeated as often as they should be.",
+            repeats.counters.dropped,
+        )
+        yield counter(
+            "gapconn_messages_not_repeatable_total",
+            "Messages that the repeat buffer did not take.",
+            repeats.counters.not_kept,
+        )
+        yield gauge(
+            "gapconn_repeats_alarm", "1 while repeats are dropped, or not everything is kept.", bool(repeats.alarms)
+        )
+        yield gauge("gapconn_repeat_buffer_bytes", "What the repeat buffer takes on disk.", repeats.buffer.disk_bytes)
+        yield gauge("gapconn_repeat_buffer_max_bytes", "What it may take.", repeats.buffer.max_bytes)

@@ -20,6 +20,10 @@ CREDIT_S = 0.002
 """How much time is lent (GC-PACE-2). A loaded machine wakes a sleeper late by about a millisecond."""
 TURN_S = 0.001
 """How much credit a sender waits for that has to wait: then it sleeps once for several bursts."""
+FREE_SHARE = 0.1
+"""Of the rate, which what can wait leaves free for what comes."""
+SPARE_TURN_SHARE = 0.25
+"""Of the credit, what is sent at once of what can wait."""
 _STEP_S = WINDOW_S / 64
 """A burst is cut into pieces no shorter than this: few system calls, and the window is filled but for 1/64."""
 _GROUP_S = WINDOW_S / 100
@@ -87,6 +91,26 @@ class Pacer:
         step_bytes = max(self.wire_bytes(1, datagram_bytes), min(left_bytes, self._step_bytes))
         return self._ready_at(min(left_bytes, self._turn_bytes), step_bytes)
 
+    def spare_count(self, count: int, datagram_bytes: int) -> int:
+        """How many of `count` datagrams that can wait may be sent at once: few, since nothing overtakes them."""
+        if not self._seconds_per_byte:
+            return count
+        most_bytes = SPARE_TURN_SHARE * self._credit_s * self._bytes_per_s
+        return min(count, max(1, int(most_bytes // self.wire_bytes(1, datagram_bytes))))
+
+    def spare_at(self, now_s: float, wire_bytes: int) -> float:
+        """From when on `wire_bytes` may be sent of what can wait; may have passed (GC-RPT-3).
+
+        A share of the window is left free, and half of the credit, for what comes meanwhile and cannot wait.
+        """
+        if not self._seconds_per_byte:
+            return now_s
+        self._forget(now_s)
+        cost_s = wire_bytes * self._seconds_per_byte
+        lent_s = max(0.0, self._credit_s / 2 - cost_s)
+        ready_s = self._paid_until_s - lent_s + FREE_SHARE * cost_s
+        return max(ready_s, self._room_at(wire_bytes + int(FREE_SHARE * self._window_bytes)))
+
     def sent(self, now_s: float, wire_bytes: int) -> None:
         """Account for what was just sent."""
         if not self._seconds_per_byte:
@@ -103,7 +127,11 @@ class Pacer:
     def _ready_at(self, credit_bytes: int, window_bytes: int) -> float:
         """From when on there is so much credit, and so much room in the window; may have passed."""
         lent_s = max(0.0, self._credit_s - credit_bytes * self._seconds_per_byte)
-        ready_s = self._paid_until_s - lent_s
+        return max(self._paid_until_s - lent_s, self._room_at(window_bytes))
+
+    def _room_at(self, window_bytes: int) -> float:
+        """From when on there is so much room in the window."""
+        ready_s = -math.inf
         excess_bytes = self._recent_bytes + window_bytes - self._window_bytes
         for group in self._recent:
             if excess_bytes <= 0:

@@ -111,7 +111,7 @@ class UnverifiedCleared:
 
 @attrs.frozen(kw_only=True)
 class MessageDelivered:
-    """A message arrived whole and is next in order."""
+    """A message arrived whole and is next in order; or it was reported as lost before, and comes late (GC-DLV-31)."""
 
     epoch: int
     number: int
@@ -121,7 +121,8 @@ class MessageDelivered:
     runs: list[Run]
     """Positions of the records in it."""
     already_delivered: Mapping[tuple[str, int], int]
-    """By (stream, partition): records at or before this position were delivered before and are to be dropped."""
+    """By (stream, partition): records at or before this position were delivered before and are to be dropped; of a late
+    message, but for those that were reported as missing (GC-DLV-33)."""
     positions: Mapping[tuple[str, int], Standing]
     """By (stream, partition) of the runs: how far it is delivered with this message."""
     body: memoryview
@@ -132,8 +133,11 @@ class MessageDelivered:
     """Length of the body when inflated; 0 if it is plain."""
     spans: tuple[Span, ...] = ()
     """What a repair settles; empty for all other messages."""
+    late: bool = False
+    """Whether it was reported as lost before: it comes out of order."""
     claimed: Mapping[tuple[str, int], tuple[tuple[int, int], ...]] = attrs.field(factory=dict)
-    """Of a repair, by (stream, partition): the positions, from first to last, that the egress misses and takes of it.
+    """Of a repair or a late message, by (stream, partition): the positions, from first to last, that the egress misses
+    and takes of it.
     Filled in by the egress, which knows its journal."""
 
 

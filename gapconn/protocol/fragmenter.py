@@ -128,6 +128,16 @@ class Fragmenter:
         """Repair symbols of the message."""
         return self._cut.all_repair_symbols
 
+    @property
+    def rows(self) -> int:
+        """Datagrams of a burst, at the most."""
+        return self._cut.rows
+
+    @property
+    def datagram_bytes(self) -> int:
+        """UDP payload of each datagram."""
+        return HEADER_BYTES + self._cut.symbol_bytes + self._protector.trailer_bytes
+
     def build(self, slab: Slab, first_sequence: int) -> Burst:
         """The next burst, in `slab`, its datagrams numbered from `first_sequence` on."""
         cut, first = self._cut, self._next
@@ -140,7 +150,7 @@ class Fragmenter:
         self._next = first + count
         self.bursts_left -= 1
         trailer_bytes = self._protector.trailer_bytes
-        datagram_bytes = HEADER_BYTES + cut.symbol_bytes + trailer_bytes
+        datagram_bytes = self.datagram_bytes
         rows = slab.layout(datagram_bytes, cut.rows, trailer_bytes=trailer_bytes)
         self._header[KEY_ID_FIELD] = self._protector.key_id
         rows.header_bytes[:count] = self._header

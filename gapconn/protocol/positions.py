@@ -156,6 +156,35 @@ class DeliveredPositions:
             self._known_from = number + 1
         return missing, already
 
+    def settle_late(
+        self, number: int, runs: Iterable[Run]
+    ) -> tuple[list[tuple[StreamPartition, int, int]], dict[StreamPartition, int]]:
+        """Take in the runs of a message that comes late (GC-DLV-33).
+
+        What is beyond the last position delivered is settled as always. What is not was reported as missing, or was
+        delivered before: whoever knows which, judges it.
+
+        Returns:
+            As `settle`; by stream partition, the position up to which somebody else has to judge.
+        """
+        missing: list[tuple[StreamPartition, int, int]] = []
+        judged: dict[StreamPartition, int] = {}
+        for run in runs:
+            key = (run.stream, run.partition)
+            known = self._delivered.get(key)
+            if known is None or known.epoch != self._epoch or known.chain < run.chain:
+                behind = False
+            else:
+                behind = known.chain > run.chain or run.last <= known.position
+            if behind:
+                judged[key] = max(judged.get(key, NO_POSITION), run.last)
+                continue
+            holes, already = self.settle(number, [run])
+            missing += holes
+            for place, position in already.items():
+                judged[place] = max(judged.get(place, NO_POSITION), position)
+        return missing, judged
+
     def of(self, runs: Iterable[Run]) -> dict[StreamPartition, Standing]:
         """How far the stream partitions of these runs were delivered."""
         keys = dict.fromkeys((run.stream, run.partition) for run in runs)

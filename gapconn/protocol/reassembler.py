@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Iterable
 
 import attrs
 import numpy as np
@@ -14,8 +15,9 @@ from gapconn.errors import RemoteProtocolError
 from gapconn.protocol.buffers import Workspace
 from gapconn.protocol.envelope import Message, open_message
 from gapconn.protocol.fec import Codec, rebuild
-from gapconn.protocol.registry import MESSAGES_HELD_MAX, DropReason, LossCause
+from gapconn.protocol.registry import LOST_RANGES_MAX, MESSAGES_HELD_MAX, DropReason, LossCause
 from gapconn.protocol.wire import Header
+from gapconn.ranges import Range, RangeSet
 
 
 @attrs.frozen
@@ -30,6 +32,8 @@ class Settled:
     cause: LossCause | None = None
     rebuilt: int = 0
     """Symbols of the message that were lost and rebuilt."""
+    late: bool = False
+    """It was settled as lost before, and is whole now (GC-DLV-31)."""
 
 
 def _held_bytes(header: Header) -> int:
@@ -155,11 +159,13 @@ class _Partial:
 class Reassembler:
     """The messages of one session, from symbols in any order to whole messages in theirs.
 
-    `settled` collects the fate of messages, in order, each number exactly once (GC-MOD-2, GC-MOD-4).
+    `settled` collects the fate of messages, in order, each number exactly once (GC-MOD-2, GC-MOD-4); and once more,
+    as late, a message that was lost and is made whole by a repeat.
 
     Args:
         next_message: The first number that is owed.
-        bytes_max: Memory for incomplete and waiting messages.
+        lost: Of the numbers before it, those that are lost.
+        bytes_max: Memory for incomplete, waiting and late messages.
         message_bytes_max: The longest message taken.
         reorder_timeout_s: How long a missing message holds back later ones.
         codec: Rebuilds lost symbols.
@@ -169,6 +175,7 @@ class Reassembler:
         self,
         *,
         next_message: int,
+        lost: Iterable[Range] = (),
         bytes_max: int,
         message_bytes_max: int,
         reorder_timeout_s: float,
@@ -178,6 +185,16 @@ class Reassembler:
         """The number that is due next: all before are settled."""
         self.settled: list[Settled] = []
         self.held_bytes = 0
+        """Memory of incomplete and waiting messages."""
+        self.late_bytes = 0
+        """Memory of what has arrived of lost messages."""
+        self.lost_forgotten = 0
+        """Lost messages that would not be taken any more (GC-DLV-32)."""
+        self.repeats_not_needed = 0
+        """Source symbols of messages that were delivered before."""
+        self._lost = RangeSet(lost)
+        self._late: OrderedDict[int, _Partial] = OrderedDict()
+        """Incomplete lost messages, the one to which a symbol was added longest ago first."""
         self._bytes_max = bytes_max
         self._message_bytes_max = message_bytes_max
         self._reorder_timeout_s = reorder_timeout_s
@@ -203,6 +220,16 @@ class Reassembler:
         """Incomplete or waiting messages."""
         return len(self._held)
 
+    @property
+    def late_messages(self) -> int:
+        """Lost messages of which something is held."""
+        return len(self._late)
+
+    @property
+    def lost(self) -> RangeSet:
+        """Messages that are lost, and taken again when a repeat comes (GC-DLV-31)."""
+        return self._lost
+
     def add(self, header: Header, payloads: NDArray[np.uint8], now_s: float) -> tuple[int, DropReason | None]:
         """Take in consecutive symbols of one message; `header` is that of the first.
 
@@ -216,18 +243,23 @@ class Reassembler:
             return count, DropReason.OVER_LIMIT
         self.learn(number, now_s)
         if number < self.next_message:
-            return count, DropReason.NOT_NEEDED
+            return self._add_late(header, payloads)
         partial = self._held.get(number)
         if partial is None:
             partial = self._hold(number, header)
             if partial is None:
-                return count, DropReason.NOT_NEEDED
+                return self._add_late(header, payloads)
         elif partial.cut != _cut(header):
             return count, DropReason.INCONSISTENT_MESSAGE
         used = 0 if partial.complete else partial.add(header.symbol, payloads)
         if partial.complete and number == self.next_message:
             self._deliver_ready()
         return (count - used, DropReason.NOT_NEEDED) if used < count else (0, None)
+
+    def miss(self, number: int) -> None:
+        """A message that was settled is missing after all: take it again when it is repeated."""
+        if number < self.next_message:
+            self._note_lost(number, number)
 
     def learn(self, sent: int, now_s: float) -> None:
         """All messages below `sent` were sent: those that are missing are late from now on (GC-DLV-8)."""
@@ -261,7 +293,7 @@ class Reassembler:
                 self._skip_to(oldest, cause)
                 self._deliver_ready()
             else:
-                self._release_oldest()
+                self._keep_oldest_as_late()
         self._skip_to(number, cause)
         self._deliver_ready()
 
@@ -275,9 +307,10 @@ class Reassembler:
 
     def _hold(self, number: int, header: Header) -> _Partial | None:
         partial = _Partial(header)
-        while self._held and (
-            self.held_bytes + partial.held_bytes > self._bytes_max or len(self._held) >= MESSAGES_HELD_MAX
-        ):
+        while (self._held or self._late) and not self._fits(partial.held_bytes):
+            if self._late:
+                self._forget_late(next(iter(self._late)))
+                continue
             # The oldest missing message makes room (GC-DLV-9), and what waits behind it is delivered.
             self.settle_below(max(self.next_message + 1, min(self._order[0], number)), LossCause.OVERFLOW)
             if number < self.next_message:
@@ -288,6 +321,62 @@ class Reassembler:
         self.held_bytes += partial.held_bytes
         return partial
 
+    def _fits(self, size_bytes: int, late_bytes: int | None = None, late_messages: int | None = None) -> bool:
+        """Whether there is room for one message more, beside what is held, and beside so much of late ones."""
+        late_bytes = self.late_bytes if late_bytes is None else late_bytes
+        late_messages = len(self._late) if late_messages is None else late_messages
+        return (
+            self.held_bytes + late_bytes + size_bytes <= self._bytes_max
+            and len(self._held) + late_messages < MESSAGES_HELD_MAX
+        )
+
+    def _add_late(self, header: Header, payloads: NDArray[np.uint8]) -> tuple[int, DropReason | None]:
+        """Take in symbols of a message that is settled: if it was lost (GC-DLV-31), and behind those that are owed
+        (GC-DLV-32)."""
+        number, count = header.message, len(payloads)
+        if not self._lost or not self._lost.within(number, number):
+            self.repeats_not_needed += max(0, min(count, header.source_symbols - header.symbol))
+            return count, DropReason.NOT_NEEDED
+        partial = self._late.get(number)
+        if partial is None:
+            size_bytes = _held_bytes(header)
+            if not self._fits(size_bytes, late_bytes=0, late_messages=0):
+                return count, DropReason.OVER_LIMIT
+            while not self._fits(size_bytes):
+                self._forget_late(next(iter(self._late)))
+            partial = self._late[number] = _Partial(header)
+            self.late_bytes += partial.held_bytes
+        elif partial.cut != _cut(header):
+            return count, DropReason.INCONSISTENT_MESSAGE
+        else:
+            self._late.move_to_end(number)
+        used = partial.add(header.symbol, payloads)
+        if partial.complete:
+            self._deliver_late(number, partial)
+        return (count - used, DropReason.NOT_NEEDED) if used < count else (0, None)
+
+    def _deliver_late(self, number: int, partial: _Partial) -> None:
+        self._forget_late(number)
+        self._lost.remove(number, number)
+        try:
+            message, rebuilt = partial.open(self._codec, self._workspace)
+        except RemoteProtocolError:
+            return  # it stays reported as lost
+        self.settled.append(Settled(number, number, message, rebuilt=rebuilt, late=True))
+
+    def _forget_late(self, number: int) -> None:
+        self.late_bytes -= self._late.pop(number).held_bytes
+
+    def _note_lost(self, first: int, last: int) -> None:
+        """These are lost from now on; of too many ranges, the oldest is forgotten (GC-DLV-32)."""
+        self._lost.add(first, last)
+        while len(self._lost) > LOST_RANGES_MAX:
+            oldest = next(iter(self._lost))
+            self._lost.remove(*oldest)
+            self.lost_forgotten += oldest[1] - oldest[0] + 1
+            for number in [number for number in self._late if oldest[0] <= number <= oldest[1]]:
+                self._forget_late(number)
+
     def _skip_to(self, number: int, cause: LossCause) -> None:
         """All messages before `number` that are not settled are lost; none of them is held any more."""
         if number <= self.next_message:
@@ -297,6 +386,7 @@ class Reassembler:
             self.settled[-1] = Settled(last.first, number - 1, None, cause)
         else:
             self.settled.append(Settled(self.next_message, number - 1, None, cause))
+        self._note_lost(self.next_message, number - 1)
         self.next_message = number
 
     def _deliver_ready(self) -> None:
@@ -310,5 +400,13 @@ class Reassembler:
                 self.settled.append(Settled(number, number, None, LossCause.DAMAGED))
             self.next_message = number + 1
 
-    def _release_oldest(self) -> None:
-        self.held_bytes -= self._held.pop(heapq.heappop(self._order)).held_bytes
+    def _release_oldest(self) -> _Partial:
+        partial = self._held.pop(heapq.heappop(self._order))
+        self.held_bytes -= partial.held_bytes
+        return partial
+
+    def _keep_oldest_as_late(self) -> None:
+        """Give up the oldest message that is held; a repeat need only bring what is missing of it."""
+        number = self._order[0]
+        partial = self._late[number] = self._release_oldest()
+        self.late_bytes += partial.held_bytes

@@ -45,6 +45,7 @@ from gapconn.protocol.security import Keys, Opener
 from gapconn.protocol.sequence import SequenceWindow
 from gapconn.protocol.states import ReceiverState
 from gapconn.protocol.wire import Announcement, Burst, Header, Layout
+from gapconn.ranges import Range
 
 
 @attrs.frozen(kw_only=True)
@@ -77,6 +78,10 @@ class Progress:
     records_known: int = 0
     ended: bool = False
     """Whether the session's Shutdown was heard: then no more was sent than is known."""
+    lost: tuple[Range, ...] = ()
+    """Of the messages before `next_message`, those that are lost and are taken when they are repeated (GC-DLV-34)."""
+    joined_at: int = 0
+    """Of the messages before this one it was never reported which records were in them (GC-DLV-11)."""
 
 
 @attrs.define(kw_only=True)
@@ -98,6 +103,14 @@ class ReceiverCounters:
     messages_rebuilt: int = 0
     """Of the messages, those of which symbols were lost and rebuilt."""
     symbols_rebuilt: int = 0
+    messages_late: int = 0
+    """Of the messages, those that had been reported as lost before."""
+    records_late: int = 0
+    """The records in them."""
+    repeats_not_needed: int = 0
+    """Of sessions that are over; see `LinkReceiver.repeats_not_needed` for all."""
+    lost_forgotten: int = 0
+    """Of sessions that are over; see `LinkReceiver.lost_forgotten` for all."""
     messages_lost: Counter[LossCause] = attrs.field(factory=Counter)
     records_lost: int = 0
     records_missing_ranges: int = 0
@@ -164,6 +177,8 @@ class LinkReceiver:
         self._positions = DeliveredPositions(resume.positions if resume else None)
         self._window = SequenceWindow()
         self._reassembler = self._new_reassembler(0)
+        self._joined_at = 0
+        """Messages before it were sent before the egress joined the session, without stored state."""
         self._next_record = 0
         self._loss_cause = LossCause.GAP
         """Of the messages lost last."""
@@ -210,6 +225,16 @@ class LinkReceiver:
         return self.counters.datagrams_missed + self._window.missing
 
     @property
+    def repeats_not_needed(self) -> int:
+        """Source symbols that came of messages that were delivered before: of repeats, or behind repair symbols."""
+        return self.counters.repeats_not_needed + self._reassembler.repeats_not_needed
+
+    @property
+    def lost_forgotten(self) -> int:
+        """Lost messages that were too many to be taken when they are repeated (GC-DLV-32)."""
+        return self.counters.lost_forgotten + self._reassembler.lost_forgotten
+
+    @property
     def session_epoch(self) -> int:
         """The session whose messages are being reassembled; 0 if none was heard."""
         return self._session_epoch
@@ -243,6 +268,26 @@ class LinkReceiver:
     def held_messages(self) -> int:
         """Incomplete and waiting messages."""
         return self._reassembler.held_messages
+
+    @property
+    def late_bytes(self) -> int:
+        """Memory of what has arrived of lost messages."""
+        return self._reassembler.late_bytes
+
+    @property
+    def late_messages(self) -> int:
+        """Lost messages of which something has arrived."""
+        return self._reassembler.late_messages
+
+    @property
+    def messages_mendable(self) -> int:
+        """Lost messages of the session that are taken when they are repeated."""
+        return self._reassembler.lost.count
+
+    def miss(self, epoch: int, number: int) -> None:
+        """This message was delivered, and the owner could not keep it: take it again when it is repeated."""
+        if epoch == self._session_epoch:
+            self._reassembler.miss(number)
 
     @property
     def next_message(self) -> int:
@@ -415,10 +460,14 @@ class LinkReceiver:
         self._events += self._take_follower_events()
         self.counters.sessions += 1
         self.counters.datagrams_missed += self._window.missing
+        self.counters.repeats_not_needed += self._reassembler.repeats_not_needed
+        self.counters.lost_forgotten += self._reassembler.lost_forgotten
         next_message = 0
-        self._next_record = 0
+        lost: tuple[Range, ...] = ()
+        self._next_record = self._joined_at = 0
         if not taken and self._resume is not None:
             next_message, self._next_record = self._resume.next_message, self._resume.next_record
+            lost, self._joined_at = self._resume.lost, self._resume.joined_at
             self._events.append(
                 SessionFollowed(epoch=header.epoch, previous_epoch=header.epoch, reason=FollowReason.RESUMED)
             )
@@ -427,7 +476,7 @@ class LinkReceiver:
         self.announcement = None
         self._follower.use_timeout(self.settings.interruption_timeout_s, self._now_s)
         self._window = SequenceWindow(header.sequence if joining else 0)
-        self._reassembler = self._new_reassembler(next_message)
+        self._reassembler = self._new_reassembler(next_message, lost)
         self._loss_cause = LossCause.GAP
         if joining:
             # What was sent before the first datagram heard is not a loss of the path (GC-DLV-11).
@@ -435,7 +484,7 @@ class LinkReceiver:
             cause = LossCause.WHILE_AWAY if self._resume else LossCause.BEFORE_JOIN
             self._reassembler.settle_below(sent_before, cause)
             if cause is LossCause.BEFORE_JOIN:
-                next_message = sent_before
+                next_message = self._joined_at = sent_before
         self._positions.follow(header.epoch, known_from=next_message)
 
     def _leave_predecessor(self) -> None:
@@ -568,8 +617,13 @@ class LinkReceiver:
         # Of two things that were said of the records before, the earlier counts first; true ones agree.
         self._account_announced_records(item.first)
         self._account_records(message.first_record)
-        self._next_record = message.first_record + message.record_count
-        missing, already = self._positions.settle(item.first, message.runs)
+        next_record = message.first_record + message.record_count
+        self._next_record = max(self._next_record, next_record) if item.late else next_record
+        missing, already = (self._positions.settle_late if item.late else self._positions.settle)(
+            item.first, message.runs
+        )
+        if item.first < self._joined_at:
+            already = {}  # nothing of it was reported as missing, and nothing of it was delivered
         for (stream, partition), first, last in missing:
             self.counters.records_missing_ranges += 1
             self._events.append(
@@ -582,6 +636,9 @@ class LinkReceiver:
         if item.rebuilt:
             self.counters.messages_rebuilt += 1
             self.counters.symbols_rebuilt += item.rebuilt
+        if item.late:
+            self.counters.messages_late += 1
+            self.counters.records_late += message.record_count
         self._events.append(
             MessageDelivered(
                 epoch=self._session_epoch,
@@ -595,6 +652,7 @@ class LinkReceiver:
                 compression=message.compression,
                 plain_bytes=message.plain_bytes,
                 spans=tuple(message.spans),
+                late=item.late,
             )
         )
 
@@ -611,9 +669,10 @@ class LinkReceiver:
     def _drop(self, reason: DropReason, count: int = 1) -> None:
         self.counters.dropped[reason] += count
 
-    def _new_reassembler(self, next_message: int) -> Reassembler:
+    def _new_reassembler(self, next_message: int, lost: tuple[Range, ...] = ()) -> Reassembler:
         return Reassembler(
             next_message=next_message,
+            lost=lost,
             bytes_max=self.settings.reassembly_bytes_max,
             message_bytes_max=self.settings.message_bytes_max,
             reorder_timeout_s=self.settings.reorder_timeout_s,

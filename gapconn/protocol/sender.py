@@ -98,6 +98,10 @@ class SenderCounters:
     heartbeats: int = 0
     repair_symbols: int = 0
     """Of the datagrams, those that carry a repair symbol."""
+    messages_repeated: int = 0
+    """Messages sent again, each time counted."""
+    datagrams_repeated: int = 0
+    """Of the datagrams, those of messages sent again."""
 
 
 class LinkSender:
@@ -108,10 +112,15 @@ class LinkSender:
     Args:
         settings: What the ingress is configured to do.
         codec: Makes repair symbols.
+
+    Attributes:
+        keep: Called with each message when it is made, its number and its bytes, for whoever wants to send it again.
+            The bytes are only valid during the call.
     """
 
     def __init__(self, settings: SenderSettings, codec: Codec | None = None) -> None:
         self.settings = settings
+        self.keep: Callable[[int, bytearray], None] | None = None
         self.codec = codec or NumpyCodec()
         self._workspace = Workspace()
         self.counters = SenderCounters()
@@ -124,6 +133,9 @@ class LinkSender:
         self._positions = SentPositions()
         self._message = bytearray()
         self._fragmenter: Fragmenter | None = None
+        self._repeater: Fragmenter | None = None
+        """Of a message that is sent again: its bursts may be built between those of new messages."""
+        self._repeater_workspace = Workspace()
         self._record_count = 0
         self._next_heartbeat_s: float | None = None
         self._announced_at_s: float | None = None
@@ -272,6 +284,57 @@ class LinkSender:
             self.counters.repair_symbols += fragmenter.repair_symbols
         return burst
 
+    def begin_repeat(self, number: int, message: bytes | memoryview, burst_datagrams_max: int) -> None:
+        """Send a message of this session again, byte for byte (GC-RPT-1); `next_repeat_burst` builds its bursts.
+
+        A repeat that was begun before and not finished is given up.
+
+        Args:
+            number: Of the message.
+            message: As `keep` was given it.
+            burst_datagrams_max: Datagrams per burst: what is new waits for one burst at the most.
+
+        Raises:
+            LocalProtocolError: the session is not active, or no message of this number was sent.
+        """
+        self._step(SenderInput.MESSAGE)
+        if not 0 <= number < self.counters.messages:
+            raise LocalProtocolError(f"message {number} was not sent yet, and cannot be repeated")
+        self._repeater = self._fragment(
+            bytearray(message), number, min(burst_datagrams_max, self.settings.burst_datagrams_max),
+            self._repeater_workspace,
+        )  # fmt: skip
+
+    @property
+    def repeat_burst_bytes(self) -> int:
+        """UDP payload of a datagram of the repeat, in bytes; 0 if `next_repeat_burst` has nothing to build."""
+        return self._repeater.datagram_bytes if self._repeater else 0
+
+    @property
+    def repeat_burst_datagrams(self) -> int:
+        """Datagrams of the burst that `next_repeat_burst` builds next, at the most."""
+        return self._repeater.rows if self._repeater else 0
+
+    def next_repeat_burst(self, slab: Slab) -> Burst | None:
+        """The next burst of the message that is sent again; None when all were built.
+
+        Raises:
+            LocalProtocolError: the session is not active any more.
+        """
+        repeater = self._repeater
+        if repeater is None:
+            return None
+        if self._machine.state is not SenderState.ACTIVE:
+            raise LocalProtocolError("nothing is repeated when the session is over")
+        burst = repeater.build(slab, self._sequence)
+        self._count(burst)
+        self.counters.datagrams_repeated += burst.count
+        if not repeater.bursts_left:
+            self._repeater = None
+            self.counters.messages_repeated += 1
+            self.counters.repair_symbols += repeater.repair_symbols
+        return burst
+
     def stop(self) -> list[Burst]:
         """End the session: what is still to be said, and the Shutdown datagrams (GC-SESS-4, GC-DLV-17).
 
@@ -330,26 +393,29 @@ class LinkSender:
                 f"a message of {longest} bytes is longer than the limit of {self.settings.message_bytes_max} bytes"
             )
         number = self.counters.messages
-        self._fragmenter = Fragmenter(
-            message,
-            cut=cut_of(
-                len(message),
-                self.settings.symbol_bytes_max,
-                self.settings.burst_datagrams_max,
-                self.settings.repair_share,
-                self.settings.overhead_bytes,
-            ),
-            link_id=self.settings.link_id,
-            epoch=self.settings.epoch,
-            number=number,
-            codec=self.codec,
-            workspace=self._workspace,
-            protector=self._protector,
-        )
+        if self.keep is not None:
+            self.keep(number, message)
+        self._fragmenter = self._fragment(message, number, self.settings.burst_datagrams_max, self._workspace)
         self._record_count = record_count
         self.counters.body_bytes += body_bytes
         self.counters.plain_body_bytes += plain_bytes or body_bytes
         return number
+
+    def _fragment(self, message: bytearray, number: int, rows_max: int, workspace: Workspace) -> Fragmenter:
+        """Cut a message, the same one always in the same way."""
+        settings = self.settings
+        return Fragmenter(
+            message,
+            cut=cut_of(
+                len(message), settings.symbol_bytes_max, rows_max, settings.repair_share, settings.overhead_bytes
+            ),
+            link_id=settings.link_id,
+            epoch=settings.epoch,
+            number=number,
+            codec=self.codec,
+            workspace=workspace,
+            protector=self._protector,
+        )
 
     def _idle_summaries(self, now_s: float) -> list[Burst]:
         """Position summaries, when nothing was sent for a heartbeat interval or no more can be noted (GC-DLV-17)."""

@@ -15,9 +15,13 @@ from gapconn.plugins import Carries, Context, PluginRegistry
 from gapconn.record import Batch
 
 
+def _nothing() -> None:
+    """For deliveries that are not late."""
+
+
 @attrs.frozen(kw_only=True)
 class Delivery:
-    """One batch that arrived whole, in order, without the records that were delivered before."""
+    """One batch that arrived whole, without what was delivered before; in order, unless it is `late` or a `repair`."""
 
     epoch: int
     """The ingress session that sent it. A new one: the ingress was restarted, and streams of older epochs are over."""
@@ -28,6 +32,11 @@ class Delivery:
     batch: Batch
     repair: bool = False
     """These records were lost before, and come out of order: the source sent them again."""
+    late: bool = False
+    """It was reported as lost before, and comes out of order: the link has brought it after all."""
+    decline: Callable[[], None] = _nothing
+    """To be called in place of `accept` where nothing can be done with a late delivery any more, such as a piece of a
+    byte stream that was broken off: it is done with, and what is in it stays reported as lost."""
     accept: Callable[[], None]
     """To be called in Trio's thread once the target has the batch for good. Order does not matter to the caller; the
     egress stores its progress up to the first delivery that was not accepted."""
@@ -45,6 +54,9 @@ class Inlet(Protocol):
         For what only the sink can know, such as a hole in a byte stream. It is logged, counted, and in the gap journal.
         With a `partition`, the positions are those of records, which the source can be asked to send again.
         """
+
+    def found(self, *, stream: str, first: int, last: int) -> None:
+        """Report that the target has these after all, which were reported as lost."""
 
 
 class Sink(Protocol):

@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar, Literal
 
@@ -87,6 +87,9 @@ class FilesSink:
 
     Files of which nothing arrived are reported with the epoch in hexadecimal as the stream, their numbers as positions,
     and the reason `file_missing`.
+
+    Of a late delivery, files that are whole in it are put where they belong, and are found again if they were reported
+    as missing. What it has of others is thrown away and counted (`late_unusable`): their beginnings were.
     """
 
     Config: ClassVar[type[Any]] = FilesSinkConfig
@@ -119,7 +122,11 @@ class FilesSink:
             done, error = await trio.to_thread.run_sync(self._writer.write, deliveries)
             self._tell(inlet)
             for delivery in done:
-                delivery.accept()
+                if delivery in self._writer.declined:
+                    delivery.decline()
+                else:
+                    delivery.accept()
+            self._writer.declined.clear()
             if error is None:
                 return
             if done:
@@ -143,6 +150,9 @@ class FilesSink:
             if note.loss is not None:
                 stream, first, last = note.loss
                 inlet.lost(stream=stream, first=first, last=last, reason=note.event)
+            if note.found is not None:
+                stream, first, last = note.found
+                inlet.found(stream=stream, first=first, last=last)
             self._log.warning(note.event, **note.facts)
         writer.notes.clear()
         for path, size_bytes in writer.placed:
@@ -174,6 +184,8 @@ class _Note:
     facts: dict[str, Any] = attrs.field(factory=dict)
     loss: tuple[str, int, int] | None = None
     """Stream and range of positions, where something is lost."""
+    found: tuple[str, int, int] | None = None
+    """The same, where something that was reported as lost is there after all."""
 
 
 @attrs.define(kw_only=True)
@@ -203,6 +215,8 @@ class _Writer:
         self.notes: list[_Note] = []
         self.placed: list[tuple[str, int]] = []
         """Path and size of the files that got their names."""
+        self.declined: list[Delivery] = []
+        """Late deliveries that are done and of which not all could be used."""
         self.files = 0
         self.bytes = 0
         self._config = config
@@ -221,6 +235,8 @@ class _Writer:
         """The stream whose rest is thrown away."""
         self._parts_done = 0
         """Of the first delivery in hand."""
+        self._late_done = 0
+        """Whole files of the first delivery in hand, if that is late."""
 
     @property
     def receiving(self) -> str | None:
@@ -236,6 +252,8 @@ class _Writer:
             while deliveries:
                 self._begin_session(deliveries[0].epoch)
                 parts = deliveries[0].batch.parts
+                if deliveries[0].late and not self._goes_on(parts):
+                    self._take_late(deliveries[0])
                 while self._parts_done < len(parts):
                     self._take(parts[self._parts_done])
                     self._parts_done += 1
@@ -347,6 +365,48 @@ class _Writer:
             self._begin_number(part.stream)
             self._left_out = part.stream
             self._lose("beginning_missing", part.stream, 0, max(part.position + len(part.data), 1) - 1)
+
+    def _goes_on(self, parts: Sequence[Records | Chunk]) -> bool:
+        """Whether a late delivery begins where the last one ended: nothing of what stands behind it has come."""
+        if self._parts_done:
+            return True
+        first = next((part for part in parts if isinstance(part, Chunk) and part.stream), None)
+        current = self._current
+        if first is None:
+            return False
+        if current is not None:
+            return (first.stream, first.position) == (current.stream, current.position)
+        return first.kind is ChunkKind.OPEN and _number_of(first.stream) == self._next_number is not None
+
+    def _take_late(self, delivery: Delivery) -> None:
+        """Put the files that are whole in this delivery where they belong; the file that is open stays so."""
+        parts = delivery.batch.parts
+        open_now = self._current, self._left_out
+        for first, last in _whole_files(parts)[self._late_done :]:
+            self._current = None
+            try:
+                for part in parts[first : last + 1]:
+                    self._take(part)
+            finally:
+                self._remove_open()  # if the disk did not take it, it comes again
+                self._current, self._left_out = open_now
+            self._late_done += 1
+            stream = parts[first].stream
+            number = _number_of(stream)
+            if number is not None:
+                self._note(
+                    "file_came_late",
+                    "files_late",
+                    found=(f"{self._epoch:x}", number, number),
+                    stream=stream,
+                )
+        whole = {parts[first].stream for first, _ in _whole_files(parts)}
+        unusable = {p.stream for p in parts if isinstance(p, Chunk) and p.stream and p.stream not in whole}
+        if unusable:
+            self._note("late_unusable", "late_unusable", count=len(unusable), streams=sorted(unusable))
+            self.declined.append(delivery)
+        self._late_done = 0
+        self._parts_done = len(parts)
 
     def _open(self, chunk: Chunk) -> None:
         self._give_up("end_missing")
@@ -504,24 +564,51 @@ class _Writer:
 
     def _give_up(self, reason: str, **facts: Any) -> None:
         """Remove the open file, if any, and report it."""
-        current = self._current
+        current = self._remove_open()
         if current is None:
             return
-        self._current = None
         self._left_out = current.stream
-        os.close(current.fd)
-        with suppress(OSError):
-            os.unlink(current.temporary, dir_fd=self._incoming)
         last = max(current.size_bytes or 0, current.position, 1) - 1
         self._lose(reason, current.stream, 0, last, path=printable(current.path), **facts)
+
+    def _remove_open(self) -> _Incoming | None:
+        """Remove the open file; which one it was."""
+        current, self._current = self._current, None
+        if current is not None:
+            os.close(current.fd)
+            with suppress(OSError):
+                os.unlink(current.temporary, dir_fd=self._incoming)
+        return current
 
     def _lose(self, reason: str, stream: str, first: int, last: int, **facts: Any) -> None:
         self._note(reason, "files_lost", loss=(stream, first, last), stream=stream, **facts)
 
     def _note(
-        self, event: str, counter: str, *, count: int = 1, loss: tuple[str, int, int] | None = None, **facts: Any
+        self,
+        event: str,
+        counter: str,
+        *,
+        count: int = 1,
+        loss: tuple[str, int, int] | None = None,
+        found: tuple[str, int, int] | None = None,
+        **facts: Any,
     ) -> None:
-        self.notes.append(_Note(event=event, counter=counter, count=count, loss=loss, facts=facts))
+        self.notes.append(_Note(event=event, counter=counter, count=count, loss=loss, found=found, facts=facts))
+
+
+def _whole_files(parts: Sequence[Records | Chunk]) -> list[tuple[int, int]]:
+    """The places of the first and the last part of each file that is in these from its beginning to its end."""
+    whole = []
+    begun: tuple[str, int] | None = None
+    for place, part in enumerate(parts):
+        if not isinstance(part, Chunk) or not part.stream:
+            continue
+        if part.kind is ChunkKind.OPEN:
+            begun = part.stream, place
+        elif begun is not None and part.stream == begun[0] and part.kind is ChunkKind.END:
+            whole.append((begun[1], place))
+            begun = None
+    return whole
 
 
 def _integer(attributes: Attributes, name: str) -> int | None:

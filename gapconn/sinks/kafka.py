@@ -45,6 +45,8 @@ ORIGIN_HEADER: Final = "gapconn-origin"
 ANY_PARTITION: Final = -1
 REPAIR_HEADER: Final[Header] = ("gapconn-repair", b"1")
 """On a record that was lost before and sent again: it stands behind later ones."""
+LATE_HEADER: Final[Header] = ("gapconn-late", b"1")
+"""On a record of a message that was given up as lost and came after all: it may stand behind later ones."""
 REQUEST_TIMEOUT_S: Final = 1.0
 PROBE_INTERVAL_S: Final = 1.0
 CLOSE_TIMEOUT_S: Final = 3.0
@@ -103,7 +105,8 @@ class KafkaSinkConfig:
     origin_headers: bool = option(
         default=True,
         help="Add the header gapconn-origin, a unique id: cluster/topic/partition/offset of the record at its source; "
-        "and gapconn-repair to a record that was lost before and sent again.",
+        "gapconn-repair to a record that was lost before and sent again by `gapconn resend`, and gapconn-late to one "
+        "that the link brought late.",
     )
     in_flight_bytes: Bytes = option(
         default=Bytes(8 << 20), help="How much may be on its way to the brokers without acknowledgement."
@@ -150,6 +153,8 @@ class _Run:
     """What the origin ids of all records begin with; None adds no header."""
     repair: bool = False
     """They were lost before and sent again, and the header that says so is to be added."""
+    late: bool = False
+    """They were given up as lost before, and the header that says so is to be added."""
     done: int = 0
     """Records acknowledged or given up."""
     failure: KafkaError | None = None
@@ -287,6 +292,7 @@ class KafkaSink:
                     partition=part.partition if same_partition else ANY_PARTITION,
                     origin=origin,
                     repair=delivery.repair and self._config.origin_headers,
+                    late=delivery.late and self._config.origin_headers,
                     in_order=same_partition,
                     watched=not same_partition,
                 )
@@ -586,8 +592,9 @@ class KafkaSink:
         headers: Iterable[Any] = repeat(None) if records.headers is None else records.headers[rows]
         if run.origin is not None:
             headers = _with_origin(headers, run.origin, records.positions[rows])
-        if run.repair:
-            headers = ([*own, REPAIR_HEADER] for own in headers)
+        marks = [*([REPAIR_HEADER] if run.repair else ()), *([LATE_HEADER] if run.late else ())]
+        if marks:
+            headers = ([*own, *marks] for own in headers)
         return zip(records.values[rows], keys, reporters, stamps, headers, strict=False)
 
 

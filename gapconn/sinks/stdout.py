@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import select
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar, Literal
 
@@ -61,6 +61,10 @@ class StdoutSink:
             pieces: list[bytes | memoryview] = []
             try:
                 self._begin_session(delivery.epoch, inlet)
+                if delivery.late and not self._fits(delivery.batch.parts):
+                    self._context.counters["late_unusable"] += 1
+                    delivery.decline()
+                    continue
                 for part in delivery.batch.parts:
                     if isinstance(part, Records):
                         pieces.extend(self._lines(part))
@@ -71,6 +75,16 @@ class StdoutSink:
             delivery.accept()
         for stream, position in self._open.items():
             self._context.log.warning("stream_unfinished", stream=stream, bytes=position)
+
+    def _fits(self, parts: Sequence[Records | Chunk]) -> bool:
+        """Whether nothing that stands behind these was written yet; lines need no order."""
+        at = dict(self._open)
+        for part in parts:
+            if isinstance(part, Chunk):
+                if part.stream not in at or part.position != at[part.stream]:
+                    return False
+                at[part.stream] += len(part.data)
+        return True
 
     def _lines(self, records: Records) -> Iterable[bytes]:
         values = [value for value in records.values if value is not None]

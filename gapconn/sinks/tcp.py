@@ -132,6 +132,9 @@ class TcpSink:
     - `egress_stopped`: the stream was still open when the egress was stopped;
     - `too_many_connections`: there were `max_connections` already;
     - `after_reset`: all that came after one of the above, told once, when the stream ends.
+
+    A late delivery is written where it fits, and declined where a stream in it was broken off
+    (`late_streams_unusable`).
     """
 
     Config: ClassVar[type[Any]] = TcpSinkConfig
@@ -172,8 +175,12 @@ class TcpSink:
             self._leave_session()
             self._epoch = delivery.epoch
         parts = delivery.batch.parts
+        accept = delivery.accept
+        if delivery.late:
+            parts, whole = self._fitting(parts)
+            accept = delivery.accept if whole else delivery.decline
         data_bytes = sum(len(part.data) for part in parts if isinstance(part, Chunk))
-        ticket = _Ticket(delivery.accept, _DELIVERY_OVERHEAD_BYTES + data_bytes)
+        ticket = _Ticket(accept, _DELIVERY_OVERHEAD_BYTES + data_bytes)
         self._held_bytes += ticket.size_bytes
         for part in parts:
             if isinstance(part, Records):
@@ -184,8 +191,39 @@ class TcpSink:
                 self._log.warning("chunk_malformed", stream=part.stream[:_STREAM_NAME_LENGTH_MAX])
             elif part.stream:
                 self._take_chunk(part, ticket)
-        self._take_roster(parts)
+        if not delivery.late:  # what it said of the streams that are open may be true no more
+            self._take_roster(parts)
         self._settle(ticket)
+
+    def _fitting(self, parts: list[Records | Chunk]) -> tuple[list[Records | Chunk], bool]:
+        """What of a late delivery can be written, and whether that is all that has data.
+
+        A stream in which the hole was noticed is broken off, and stays so: nothing can be put into the middle of what a
+        target has read. Where nothing behind the hole has come yet, the piece fits; and a short stream that is whole in
+        one message is written whole.
+        """
+        by_stream: dict[str, list[Chunk]] = {}
+        for part in parts:
+            if isinstance(part, Chunk) and part.stream and part.kind is not ChunkKind.ALIVE:
+                by_stream.setdefault(part.stream, []).append(part)
+        fitting = {name for name, chunks in by_stream.items() if self._fits(name, chunks)}
+        unusable = len(by_stream) - len(fitting)
+        if unusable:
+            self._context.counters["late_streams_unusable"] += unusable
+            self._log.warning("late_streams_unusable", streams=unusable)
+        return [chunk for name in by_stream if name in fitting for chunk in by_stream[name]], not unusable
+
+    def _fits(self, name: str, chunks: list[Chunk]) -> bool:
+        if name in self._broken or any(_is_malformed(chunk) for chunk in chunks):
+            return False
+        stream = self._open.get(name)
+        at = stream.arrived if stream is not None else 0
+        for chunk in chunks:
+            if chunk.position != at:
+                return False
+            at += len(chunk.data)
+        # What is not known may have been open once, and be over.
+        return stream is not None or (chunks[0].kind is ChunkKind.OPEN and chunks[-1].kind is ChunkKind.END)
 
     def _take_chunk(self, chunk: Chunk, ticket: _Ticket) -> None:
         if chunk.stream in self._broken:

@@ -141,6 +141,7 @@ def facts(entry: Entry) -> dict[str, Any]:
         "reason": entry.reason,
         "records": entry.records,
         "messages": [list(each) for each in entry.messages],
+        "late": [list(each) for each in entry.late],
         "missing": _places(entry.missing),
         "repaired": _places(entry.repaired),
         "gone": _places(entry.gone),
@@ -161,6 +162,7 @@ def entry_of(given: Mapping[str, Any]) -> Entry:
         last_at_ms=int(given["last_at_ms"]),
         records=int(given["records"]),
         messages=_ranges(given["messages"]),
+        late=_ranges(given.get("late", ())),  # older versions do not know it
         missing=_by_place(given["missing"]),
         repaired=_by_place(given["repaired"]),
         gone=_by_place(given["gone"]),

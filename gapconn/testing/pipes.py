@@ -65,11 +65,17 @@ class ScriptedInlet:
     """Message numbers, in the order in which the sink accepted them."""
     losses: list[tuple[str, int, int, str]] = attrs.field(factory=list)
     """stream, first, last, reason."""
+    declined: list[int] = attrs.field(factory=list)
+    """Message numbers of the late deliveries that the sink could not use."""
+    finds: list[tuple[str, int, int]] = attrs.field(factory=list)
+    """stream, first, last: reported lost before, and there after all."""
 
     def __aiter__(self) -> AsyncIterator[Delivery]:
         return _Player(self)
 
-    def delivery(self, batch: Batch, *, message: int, epoch: int = 1, lost_before: int = 0) -> Delivery:
+    def delivery(
+        self, batch: Batch, *, message: int, epoch: int = 1, lost_before: int = 0, late: bool = False
+    ) -> Delivery:
         """A delivery of `batch` whose acceptance this inlet notes."""
         crossed = _crossed(batch, 1 << 30)
         return Delivery(
@@ -77,11 +83,16 @@ class ScriptedInlet:
             message=message,
             lost_before=lost_before,
             batch=crossed,
+            late=late,
             accept=lambda: self.accepted.append(message),
+            decline=lambda: self.declined.append(message),
         )
 
     def lost(self, *, stream: str, partition: int | None = None, first: int, last: int, reason: str) -> None:
         self.losses.append((stream if partition is None else f"{stream}/{partition}", first, last, reason))
+
+    def found(self, *, stream: str, first: int, last: int) -> None:
+        self.finds.append((stream, first, last))
 
 
 class _Player:
@@ -155,3 +166,6 @@ class Pipe:
 
     def lost(self, *, stream: str, partition: int | None = None, first: int, last: int, reason: str) -> None:
         self.losses.append((stream if partition is None else f"{stream}/{partition}", first, last, reason))
+
+    def found(self, *, stream: str, first: int, last: int) -> None:
+        """Nothing comes late here."""

@@ -218,3 +218,40 @@ def test_it_remembers_little_however_small_the_datagrams() -> None:
     for _ in range(20_000):
         link.send(1, 0, call=lambda: 0.000001)
     assert len(link.pacer._recent) <= 101
+
+
+# What can wait
+
+
+@pytest.mark.req("GC-RPT-3")
+@given(
+    st.data(), RATES.filter(lambda rate: rate > 9_600), st.integers(min_value=60, max_value=MTU_BYTES - HEADER_BYTES)
+)
+@settings(max_examples=60, deadline=None)
+def test_what_can_wait_leaves_room_for_what_cannot(data: st.DataObject, rate_bps: int, datagram_bytes: int) -> None:
+    """However much waits, 10 ms have a tenth free, or hold one burst; and what comes then starts at once."""
+    link = Link(rate_bps)
+    pacer, window = link.pacer, link.window_limit_bytes
+    late = data.draw(st.sampled_from([0.0, 1e-4, 1.1e-3]))
+    for _ in range(300):
+        count = pacer.spare_count(44, datagram_bytes)
+        size = pacer.wire_bytes(count, datagram_bytes)
+        assert count == 1 or size <= rate_bps / 8 * max(CREDIT_S, MTU_BYTES * 8 / rate_bps) / 4
+        at_s = pacer.spare_at(link.now_s, size)
+        if at_s > link.now_s:
+            link.now_s = at_s + late
+            assert pacer.spare_at(link.now_s, size) <= link.now_s, "it is asked once"
+        assert pacer.fit(link.now_s, count, datagram_bytes) == count, "it is never cut"
+        pacer.sent(link.now_s, size)
+        link.sent.append((link.now_s, size))
+    assert link.highest(WINDOW_S) <= max(0.9 * window, size)
+    spent_s = link.now_s - link.sent[0][0]
+    assert link.total_bytes >= 0.3 * rate_bps / 8 * spent_s, "it is not held up more than that"
+    if window > 40 * MTU_BYTES:
+        assert pacer.fit(link.now_s, 1, MTU_BYTES - HEADER_BYTES) == 1, "one packet of what is new goes at once"
+
+
+def test_without_a_limit_nothing_waits() -> None:
+    pacer = Pacer(0, header_bytes=HEADER_BYTES, mtu_bytes=MTU_BYTES)
+    assert pacer.spare_at(5.0, 1 << 30) <= 5.0
+    assert pacer.spare_count(44, 1000) == 44

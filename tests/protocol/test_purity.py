@@ -29,6 +29,7 @@ ALLOWED = {
     "zstandard",
     "gapconn.errors",
     "gapconn.protocol",
+    "gapconn.ranges",
 }
 """Whatever else the core would like to import has to be added here, and so be thought about."""
 

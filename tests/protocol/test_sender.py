@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gapconn.errors import LocalProtocolError
 from gapconn.protocol.envelope import MESSAGE_OVERHEAD_BYTES, Run, open_message
-from gapconn.protocol.registry import MESSAGE_BYTES_MAX, DatagramType, MessageKind, Phase
+from gapconn.protocol.registry import CHECK_BYTES, HEADER_BYTES, MESSAGE_BYTES_MAX, DatagramType, MessageKind, Phase
 from gapconn.protocol.sender import LinkSender, SenderSettings
 from gapconn.protocol.states import SenderState
 from gapconn.protocol.wire import Announcement, Burst, Header, Slab
@@ -70,6 +70,7 @@ def ingress(
     ip_header_bytes: int = 28,
     message_bytes_max: int = 16 << 20,
     burst_datagrams_max: int = 64,
+    repair_share: int = 0,
 ) -> Ingress:
     return Ingress(
         LinkSender(
@@ -83,6 +84,7 @@ def ingress(
                 ip_header_bytes=ip_header_bytes,
                 message_bytes_max=message_bytes_max,
                 burst_datagrams_max=burst_datagrams_max,
+                repair_share=repair_share,
             )
         )
     )
@@ -496,3 +498,90 @@ def test_the_smallest_and_the_largest_mtu_work(mtu_bytes: int, ip_header_bytes: 
     subject.stop()
     longest = max(map(len, subject.sent))
     assert mtu_bytes - ip_header_bytes - 20_000 < longest <= mtu_bytes - ip_header_bytes
+
+
+# Repeats
+
+
+def repeated(end: Ingress, number: int, message: bytes, most: int = 40) -> list[bytes]:
+    """Send a message again, a burst after the other."""
+    end.sender.begin_repeat(number, message, most)
+    new: list[bytes] = []
+    while end.sender.repeat_burst_datagrams:
+        assert end.sender.repeat_burst_bytes > 0
+        (burst,) = [end.sender.next_repeat_burst(Slab())]
+        assert burst is not None
+        new += end.keep([burst])
+    assert end.sender.next_repeat_burst(Slab()) is None
+    return new
+
+
+def keeping(*, repair_share: int = 0) -> tuple[Ingress, dict[int, bytes]]:
+    """An ingress whose messages are kept."""
+    end = ingress(repair_share=repair_share)
+    end.start()
+    kept: dict[int, bytes] = {}
+
+    def keep(number: int, message: bytearray) -> None:
+        kept[number] = bytes(message)
+
+    end.sender.keep = keep
+    return end, kept
+
+
+@pytest.mark.req("GC-RPT-1", "GC-RPT-2")
+@pytest.mark.parametrize("most", [1, 3, 40])
+@pytest.mark.parametrize("body", [b"", b"x" * 100, bytes(range(256)) * 500], ids=len)
+def test_a_repeat_is_the_same_message_in_new_datagrams(body: bytes, most: int) -> None:
+    end, kept = keeping(repair_share=1000)
+    first = end.message(body, [run(-1, 0, 4)], record_count=5)
+    other = end.message(b"other", record_count=7)
+    before = end.tick(1.0)[-1]
+    counted = attrs.evolve(end.sender.counters)
+    again = repeated(end, 0, kept[0], most)
+    assert len(again) == len(first)
+    sequences = [Header.unpack(datagram).sequence for datagram in end.sent]
+    assert sequences == list(range(len(sequences)))
+    for old, new in zip(first, again, strict=True):
+        was, now = Header.unpack(old), Header.unpack(new)
+        assert attrs.evolve(now, sequence=was.sequence) == was
+        assert new[HEADER_BYTES:-CHECK_BYTES] == old[HEADER_BYTES:-CHECK_BYTES]
+    assert other
+    counters = end.sender.counters
+    assert (counters.messages, counters.records) == (counted.messages, counted.records)
+    assert (counters.messages_repeated, counters.datagrams_repeated) == (1, len(again))
+    after = end.tick(2.0)[-1]
+    for field in ("messages_sent", "records_sent"):
+        assert getattr(said(after), field) == getattr(said(before), field)
+
+
+@pytest.mark.req("GC-RPT-1")
+def test_a_repeat_may_stand_between_the_bursts_of_a_new_message() -> None:
+    end, kept = keeping(repair_share=500)
+    first = end.message(b"1" * 200_000)
+    end.sender.compose([], 1, writer(b"2" * 200_000), 0.0)
+    end.sender.begin_repeat(0, kept[0], 7)
+    with pytest.raises(LocalProtocolError, match="message 1 was not sent yet"):
+        end.sender.begin_repeat(1, kept[1], 7)
+    new: list[bytes] = []
+    again: list[bytes] = []
+    while end.sender.bursts_left or end.sender.repeat_burst_datagrams:
+        for build, built in ((end.sender.next_burst, new), (end.sender.next_repeat_burst, again)):
+            burst = build(Slab())
+            built.extend(end.keep([burst]) if burst is not None else [])
+    numbers = [Header.unpack(datagram).message for datagram in end.sent if Header.unpack(datagram).type == DATA]
+    assert sorted(set(numbers)) == [0, 1]
+    assert [d[HEADER_BYTES:-CHECK_BYTES] for d in again] == [d[HEADER_BYTES:-CHECK_BYTES] for d in first]
+    assert {Header.unpack(datagram).message for datagram in new} == {1}
+
+
+@pytest.mark.req("GC-SESS-4")
+def test_nothing_is_repeated_when_the_session_is_over() -> None:
+    end, kept = keeping()
+    end.message(b"1" * 200_000)
+    end.sender.begin_repeat(0, kept[0], 7)
+    end.stop()
+    with pytest.raises(LocalProtocolError, match="the session is over"):
+        end.sender.next_repeat_burst(Slab())
+    with pytest.raises(LocalProtocolError, match="not possible in the state 'closed'"):
+        end.sender.begin_repeat(0, kept[0], 7)

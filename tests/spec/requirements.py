@@ -25,6 +25,7 @@ FILES = {
     "SESS": "session.md",
     "DLV": "delivery.md",
     "RPR": "repair.md",
+    "RPT": "repeats.md",
     "TIME": "timers.md",
     "LIM": "limits.md",
     "PACE": "limits.md",

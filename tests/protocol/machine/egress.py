@@ -82,6 +82,8 @@ class Egress:
                 next_message=saved.next_message,
                 next_record=saved.next_record,
                 positions=dict(saved.positions),
+                lost=frozenset(number for first, last in saved.lost for number in range(first, last + 1)),
+                joined_at=saved.joined_at,
             )
         self.oracle = ReceiverOracle(limits, charge, now_s=now_s, stored=stored)
         self.oracle.secrets = secrets or {}
@@ -138,8 +140,10 @@ class Egress:
         assert (counts.messages_rebuilt, counts.symbols_rebuilt) == (owed.messages_rebuilt, owed.symbols_rebuilt)
         assert receiver.silent_s(now_s) == owed.now - owed.last_heard
         assert (receiver.held_bytes, receiver.held_messages) == (owed.held_bytes, len(owed.held))
-        assert receiver.held_bytes <= self.limits.reassembly_bytes_max, "GC-LIM-1"
-        assert receiver.held_messages <= self.limits.messages_held_max, "GC-LIM-1"
+        assert (receiver.late_bytes, receiver.late_messages) == (owed.late_bytes, len(owed.late))
+        assert receiver.messages_mendable == len(owed.lost), "GC-DLV-31"
+        assert receiver.held_bytes + receiver.late_bytes <= self.limits.reassembly_bytes_max, "GC-LIM-1"
+        assert receiver.held_messages + receiver.late_messages <= self.limits.messages_held_max, "GC-LIM-1"
         return events
 
     @property
@@ -181,7 +185,7 @@ def _plain(event: Event) -> oracle.Event:  # noqa: C901, PLR0911, PLR0912 - one 
             runs = tuple(map(plain_run, event.runs))
             already = dict(event.already_delivered)
             head = (event.epoch, event.number, event.first_record, event.record_count)
-            return ("delivered", *head, runs, already, bytes(event.body))
+            return ("late" if event.late else "delivered", *head, runs, already, bytes(event.body))
 
 
 _TOPICS = {
@@ -216,7 +220,7 @@ def _by_topic(events: Iterable[oracle.Event]) -> dict[str, list[oracle.Event]]:
             data += [("lost", epoch, number, cause) for number in range(first, last + 1)]
         elif kind == "records lost":
             records[event[1]] += event[2]
-        elif kind == "delivered":
+        elif kind in ("delivered", "late"):
             data += [("records lost", *count) for count in sorted(records.items())]
             data.append(event)
             records.clear()

@@ -28,6 +28,7 @@ from gapconn.protocol.events import (
     UnverifiedDetected,
 )
 from gapconn.protocol.receiver import Progress
+from gapconn.ranges import RangeSet
 from tests.protocol.machine.oracle import POSITIONS, PlainRun, SenderOracle, StreamPartition
 
 Accepted: TypeAlias = set[tuple[int, int]]
@@ -35,9 +36,25 @@ Accepted: TypeAlias = set[tuple[int, int]]
 
 
 @attrs.define
+class Losses:
+    """The journal of an egress, as far as it matters here: it is stored at once, and survives a restart."""
+
+    lost: dict[int, set[int]] = attrs.field(factory=dict)
+    """By epoch: messages that were reported, and were not accepted late since."""
+    joined_at: dict[int, int] = attrs.field(factory=dict)
+
+    def known_to(self, saved: Progress) -> Progress:
+        """What an egress that resumes is told of the session."""
+        lost = RangeSet((n, n) for n in self.lost.get(saved.epoch, ()) if n < saved.next_message)
+        return attrs.evolve(saved, lost=tuple(lost), joined_at=self.joined_at.get(saved.epoch, 0))
+
+
+@attrs.define
 class Chain:
     """The records of one stream partition since their chain began."""
 
+    number: int
+    """The message with which it began."""
     after: int
     """Positions at or before it are not of this chain."""
     last: int
@@ -54,6 +71,7 @@ class Ledger:
         logs: The positions that each stream partition has at its source.
         accepted: What the sink accepted in the lives before whose stored state this one has.
         saved: That stored state.
+        journal: What is stored of losses.
         reach: Called with the name of each noteworthy thing that happens.
     """
 
@@ -64,6 +82,7 @@ class Ledger:
         logs: Mapping[StreamPartition, list[int]],
         accepted: Accepted,
         saved: Progress | None,
+        journal: Losses,
         reach: Callable[[str], None],
     ) -> None:
         self.accepted = accepted
@@ -77,6 +96,8 @@ class Ledger:
         self._sessions = sessions
         self._logs = logs
         self._reach = reach
+        self._journal = journal
+        self._delivered: set[tuple[int, int]] = set()
         self._current = 0
         self._next: dict[int, int] = {}
         # The records of messages whose loss was stored before they were counted.
@@ -87,8 +108,8 @@ class Ledger:
         if saved is not None:
             self._next[saved.epoch] = saved.next_message
             self.records[saved.epoch] = saved.next_record
-            for key, (_, _, last) in saved.positions.items():
-                self._chains[key] = Chain(after=last, last=last)
+            for key, (_, number, last) in saved.positions.items():
+                self._chains[key] = Chain(number=number, after=last, last=last)
 
     def enter(self, event: Event, chains_begun: Mapping[tuple[int, int, int], int]) -> None:
         """Check one event.
@@ -110,6 +131,9 @@ class Ledger:
                 assert event.epoch == self._current, "GC-DLV-10"
                 assert event.last >= event.first == self._next_of(event.epoch), "GC-MOD-4"
                 self._next[event.epoch] = event.last + 1
+                self._journal.lost.setdefault(event.epoch, set()).update(range(event.first, event.last + 1))
+                if event.cause.name == "BEFORE_JOIN":
+                    self._journal.joined_at[event.epoch] = event.last + 1
                 self._lost_since_delivery.add(event.cause.name)
                 self._reach(f"lost {event.cause.name}")
             case RecordsLost():
@@ -146,25 +170,43 @@ class Ledger:
         for epoch, number, accept in self.with_sink[:count]:
             accept()
             self.accepted.add((epoch, number))
+            self._journal.lost.get(epoch, set()).discard(number)
         del self.with_sink[:count]
 
     def _enter_delivered(self, event: MessageDelivered, chains_begun: Mapping[tuple[int, int, int], int]) -> None:
         epoch, number = event.epoch, event.number
         assert epoch == self._current, "GC-MOD-1"
-        assert number == self._next_of(epoch), "GC-MOD-2"
-        assert (epoch, number) not in self.accepted, "delivered again by an egress that kept its state"
-        self._next[epoch] = number + 1
+        if event.late:
+            assert number in self._journal.lost.get(epoch, ()), "GC-DLV-31"
+            assert number < self._next_of(epoch), "GC-DLV-31"
+        else:
+            assert number == self._next_of(epoch), "GC-MOD-2"
+            self._next[epoch] = number + 1
+        assert (epoch, number) not in self._delivered | self.accepted, "GC-MOD-2, by an egress that kept its state"
+        self._delivered.add((epoch, number))
         sent = self._sessions[epoch].messages[number]
         assert (event.first_record, event.record_count) == (sent.first_record, sent.record_count), "GC-MOD-1"
         assert tuple(map(plain_run, event.runs)) == sent.runs, "GC-MOD-1"
         assert bytes(event.body) == sent.body, "GC-MOD-1"
-        self.records[epoch] += event.record_count
-        self.delivered[epoch] += 1
-        self._lost_since_delivery.clear()
+        if event.late:
+            # Those that were counted as lost already are not counted again.
+            self.records[epoch] = max(self.records[epoch], event.first_record + event.record_count)
+            self._reach("delivered late")
+        else:
+            self.records[epoch] += event.record_count
+            self.delivered[epoch] += 1
+            self._lost_since_delivery.clear()
         self.with_sink.append((epoch, number, self.tracker.expect(event)))
         for place, run in enumerate(event.runs):
             already = event.already_delivered.get((run.stream, run.partition), -1)
-            self._enter_run(run, already, owed_after=chains_begun.get((epoch, number, place)))
+            owed_after = chains_begun.get((epoch, number, place))
+            if event.late and number < self._journal.joined_at.get(epoch, 0) and self._passed(run):
+                self._reach("came late from before the egress joined")
+                continue  # nothing was told of its records
+            if event.late:
+                self._enter_found(run, already)
+            if not event.late or run.last > already:
+                self._enter_run(run, already, owed_after=owed_after)
         assert not self._missing_before_next, "GC-DLV-14"
         if event.already_delivered:
             self._reach("sent again")
@@ -177,7 +219,7 @@ class Ledger:
         key = (run.stream, run.partition)
         if owed_after is not None:
             self._check_located(key)
-            self._chains[key] = Chain(after=owed_after, last=owed_after)
+            self._chains[key] = Chain(number=run.chain, after=owed_after, last=owed_after)
         chain = self._chains.get(key)
         assert chain is not None, "GC-DLV-14"
         missing = self._missing_before_next.pop(key, set())
@@ -188,6 +230,24 @@ class Ledger:
         assert not fresh or min(fresh) > chain.last, "a record was delivered out of order"
         chain.arrived |= fresh
         chain.last = max(chain.last, run.last)
+
+    def _passed(self, run: Run) -> bool:
+        """Whether later records of its stream partition have been delivered in the session."""
+        chain = self._chains.get((run.stream, run.partition))
+        return chain is not None and (run.chain, run.last) <= (chain.number, chain.last)
+
+    def _enter_found(self, run: Run, judged: int) -> None:
+        """Of a late message, the records whose positions were reported as missing (GC-DLV-33)."""
+        key = (run.stream, run.partition)
+        chain = self._chains.get(key)
+        if chain is None or chain.number != run.chain:
+            return  # of those nothing was told here
+        found = {p for p in self._logs[key] if run.first <= p <= min(run.last, judged)} & chain.missing
+        assert not chain.arrived & found, "GC-DLV-33"
+        chain.missing -= found
+        chain.arrived |= found
+        if found:
+            self._reach("found late")
 
     def _check_located(self, key: StreamPartition) -> None:
         chain = self._chains.get(key)

@@ -125,6 +125,21 @@ class LinkMachine(RuleBasedStateMachine):
         """Heartbeats find their way between the bursts of one message."""
         self._do("send", host=self._active(host), parts=[[0, 2]], plain=0, commit=True, **arguments)
 
+    @rule(host=hosts, where=shares, count=st.sampled_from([1, 3, 30]), strokes=st.one_of(st.just([]), strokes()))
+    def repeat(self, host: int, **arguments: Any) -> None:
+        """Messages are sent again, whatever became of them."""
+        self._do("repeat", host=self._active(host), **arguments)
+
+    @rule(host=hosts, parts=parts, sizes=st.lists(sizes, min_size=2, max_size=4), strokes=strokes(("drop",)))
+    def lose_and_repeat(self, host: int, parts: list[list[int]], sizes: list[int], strokes: list[Stroke]) -> None:
+        """What is missing is given up, and comes in a repeat."""
+        host = self._active(host)
+        for place, size in enumerate(sizes):
+            arguments = {"parts": parts, "plain": 1, "size": size, "commit": True, "strokes": [] if place else strokes}
+            self._do("send", host=host, **arguments)
+        self._do("wait", ticks=18, how="punctual")
+        self._do("repeat", host=host, where=0, count=1_000, strokes=[])
+
     @rule(host=hosts, messages=st.integers(1, 3))
     def outage(self, host: int, messages: int) -> None:
         self._do("outage", host=self._active(host), messages=messages)

@@ -168,6 +168,7 @@ class EgressLimits:
     jump_unconfirmed_max: int
     messages_held_max: int
     positions_tracked_max: int
+    lost_ranges_max: int
     sealed: bool = False
 
 
@@ -180,6 +181,9 @@ class Stored:
     next_record: int
     positions: Mapping[StreamPartition, tuple[int, int, int]]
     """The session and the chain that delivered last, and up to which position."""
+    lost: frozenset[int] = frozenset()
+    """Messages of the session that the journal has as lost."""
+    joined_at: int = 0
 
 
 @attrs.define
@@ -280,6 +284,11 @@ class ReceiverOracle:
         self.known_sent = 0
         self.late_since: dict[int, float] = {}
         self.held: dict[int, _Incomplete] = {}
+        self.lost: set[int] = set()
+        """Reported, and not delivered late since."""
+        self.late: OrderedDict[int, _Incomplete] = OrderedDict()
+        """What has arrived of them; the one to which a symbol was added longest ago first."""
+        self.joined_at = 0
         self.records_seen = 0
         self.positions: OrderedDict[StreamPartition, tuple[int, int, int]] = OrderedDict(
             stored.positions if stored else {}
@@ -304,6 +313,10 @@ class ReceiverOracle:
     @property
     def held_bytes(self) -> int:
         return sum(self.charge(m.cut) for m in self.held.values())
+
+    @property
+    def late_bytes(self) -> int:
+        return sum(self.charge(m.cut) for m in self.late.values())
 
     def next_timer(self) -> tuple[float, str] | None:
         """The next thing that time brings."""
@@ -518,10 +531,12 @@ class ReceiverOracle:
             next_message=stored.next_message if stored else 0,
             records_seen=stored.next_record if stored else 0,
         )
+        if stored is not None:
+            self.lost, self.joined_at = set(stored.lost), stored.joined_at
         sent_before = said.messages_sent if said else d.message
         self._settle_below(sent_before, "while_away" if self.stored else "before_join")
         if self.stored is None:
-            self.remembers_since = sent_before
+            self.remembers_since = self.joined_at = sent_before
 
     def _begin(self, epoch: int, *, horizon: int, next_message: int, records_seen: int) -> None:
         self.missed_before += self._missed_in_session()
@@ -537,6 +552,7 @@ class ReceiverOracle:
         self.next = self.known_sent = self.remembers_since = next_message
         self.late_since = {}
         self.held = {}
+        self.lost, self.late, self.joined_at = set(), OrderedDict(), 0
         self.records_seen = records_seen
 
     def _raise_conflict(self) -> None:
@@ -595,19 +611,63 @@ class ReceiverOracle:
         message = self.held.get(d.message)
         if message is not None and message.cut != cut:
             return "inconsistent_message"
-        if message is None and d.message >= self.next and self._make_room(d.message, size):
+        if message is None and (d.message < self.next or not self._make_room(d.message, size)):
+            return self._late_symbol(d, cut, size, payload)
+        if message is None:
             message = self.held[d.message] = _Incomplete(cut, d.symbols())
-        if message is None or message.complete or d.symbol in message.present:
+        if message.complete or d.symbol in message.present:
             return "not_needed"
         message.add(d.symbol, payload)
         self._deliver_ready()
         return None
 
+    def _late_symbol(self, d: Datagram, cut: tuple[int, ...], size: int, payload: bytes) -> str | None:
+        """GC-DLV-31, GC-DLV-32."""
+        if d.message not in self.lost:
+            return "not_needed"
+        message = self.late.get(d.message)
+        if message is None:
+            limits = self.limits
+            if self.held_bytes + size > limits.reassembly_bytes_max or len(self.held) >= limits.messages_held_max:
+                return "over_limit"
+            while not self._room_for(size):
+                self.late.popitem(last=False)
+            message = self.late[d.message] = _Incomplete(cut, d.symbols())
+        elif message.cut != cut:
+            return "inconsistent_message"
+        self.late.move_to_end(d.message)
+        if d.symbol in message.present:
+            return "not_needed"
+        message.add(d.symbol, payload)
+        if message.complete:
+            self._deliver_late(d.message)
+        return None
+
+    def _deliver_late(self, number: int) -> None:
+        symbols = self.late.pop(number)
+        self.lost.remove(number)
+        message = Message.open(symbols.bytes())
+        if message is None:
+            return
+        self.messages_rebuilt += symbols.missing > 0
+        self.symbols_rebuilt += symbols.missing
+        self._account_records(message.first_record)
+        self.records_seen = max(self.records_seen, message.first_record + message.record_count)
+        head = (self.session, number, message.first_record, message.record_count, message.runs)
+        self._tell("late", *head, self._chain_late(number, message), message.body)
+
+    def _room_for(self, size: int) -> bool:
+        return (
+            self.held_bytes + self.late_bytes + size <= self.limits.reassembly_bytes_max
+            and len(self.held) + len(self.late) < self.limits.messages_held_max
+        )
+
     def _make_room(self, number: int, size: int) -> bool:
         """Room for a new message (GC-DLV-9); False when that message itself had to be given up."""
-        while self.held and (
-            self.held_bytes + size > self.limits.reassembly_bytes_max or len(self.held) >= self.limits.messages_held_max
-        ):
+        while (self.held or self.late) and not self._room_for(size):
+            if self.late:  # what is lost gives way
+                self.late.popitem(last=False)
+                continue
             self._give_up_next("overflow")
             self._deliver_ready()
             if number < self.next:
@@ -626,9 +686,22 @@ class ReceiverOracle:
             self._deliver_ready()
 
     def _give_up_next(self, cause: str) -> None:
-        self.held.pop(self.next, None)
+        incomplete = self.held.pop(self.next, None)
+        if incomplete is not None:
+            self.late[self.next] = incomplete
         self._tell("lost", self.session, self.next, self.next, cause)
+        self.lost.add(self.next)
         self.next += 1
+        self._bound_lost()
+
+    def _bound_lost(self) -> None:
+        """GC-DLV-32: of too many ranges, the one with the lowest numbers is forgotten."""
+        while sum(number - 1 not in self.lost for number in self.lost) > self.limits.lost_ranges_max:
+            number = min(self.lost)
+            while number in self.lost:
+                self.lost.remove(number)
+                self.late.pop(number, None)
+                number += 1
 
     def _deliver_ready(self) -> None:
         while self.next in self.held and self.held[self.next].complete:
@@ -656,32 +729,54 @@ class ReceiverOracle:
 
     def _chain(self, number: int, message: Message) -> dict[StreamPartition, int]:
         """The table of spec/delivery.md, "Positions"; what was delivered before, by stream partition."""
-        already = {}
-        for place, (stream, partition, previous, first, last, count, begun, continues, chain) in enumerate(
-            message.runs
-        ):
-            key = (stream, partition)
-            session, of_chain, delivered = self.positions.get(key, (0, 0, -1))
-            same_chain = session == self.session and of_chain == chain
-            if session and previous != -1 and (same_chain or continues):
-                if previous > delivered:
-                    self._tell("missing", self.session, stream, partition, delivered + 1, previous)
-                if previous < delivered and count:
-                    already[key] = delivered
-                delivered = max(delivered, last)
-            else:
-                owed_after = first - 1 if count else last
-                if previous >= begun and (session or chain >= self.remembers_since):
-                    self._tell("missing", self.session, stream, partition, begun, previous)
-                    owed_after = begun - 1
-                self.chains_begun[self.session, number, place] = owed_after
-                delivered = last
-            self.positions[key] = (self.session, chain, delivered)
-            self.positions.move_to_end(key)
+        already: dict[StreamPartition, int] = {}
+        for place, run in enumerate(message.runs):
+            self._chain_run(number, place, run, already)
+        self._bound_positions(number)
+        return already
+
+    def _chain_late(self, number: int, message: Message) -> dict[StreamPartition, int]:
+        """GC-DLV-33: up to which position the journal decides, by stream partition."""
+        judged: dict[StreamPartition, int] = {}
+        for place, run in enumerate(message.runs):
+            stream, partition, _, _, last, _, _, _, chain = run
+            session, of_chain, delivered = self.positions.get((stream, partition), (0, 0, -1))
+            passed = of_chain > chain or (of_chain == chain and delivered >= last)
+            if session == self.session and passed:
+                judged[stream, partition] = max(last, judged.get((stream, partition), -1))
+                continue
+            already: dict[StreamPartition, int] = {}
+            self._chain_run(number, place, run, already)
+            self._bound_positions(number)
+            for key, position in already.items():
+                judged[key] = max(position, judged.get(key, -1))
+        return {} if number < self.joined_at else judged
+
+    def _chain_run(self, number: int, place: int, run: PlainRun, already: dict[StreamPartition, int]) -> None:
+        stream, partition, previous, first, last, count, begun, continues, chain = run
+        key = (stream, partition)
+        session, of_chain, delivered = self.positions.get(key, (0, 0, -1))
+        same_chain = session == self.session and of_chain == chain
+        if session and previous != -1 and (same_chain or continues):
+            if previous > delivered:
+                self._tell("missing", self.session, stream, partition, delivered + 1, previous)
+            if previous < delivered and count:
+                already[key] = delivered
+            delivered = max(delivered, last)
+        else:
+            owed_after = first - 1 if count else last
+            if previous >= begun and (session or chain >= self.remembers_since):
+                self._tell("missing", self.session, stream, partition, begun, previous)
+                owed_after = begun - 1
+            self.chains_begun[self.session, number, place] = owed_after
+            delivered = last
+        self.positions[key] = (self.session, chain, delivered)
+        self.positions.move_to_end(key)
+
+    def _bound_positions(self, number: int) -> None:
         while len(self.positions) > self.limits.positions_tracked_max:
             self.positions.popitem(last=False)
             self.remembers_since = number + 1
-        return already
 
     def _account_announced(self, settled_below: int) -> None:
         if self.said is not None and self.said.messages_sent <= settled_below:
@@ -753,6 +848,11 @@ class SenderOracle:
         self._cut = (0, 0, 0)
         self._unsummarised: dict[StreamPartition, int] = {}
         self._last_batch_s: float | None = None
+
+    def repeated(self) -> int:
+        """A datagram of a message is sent again, whose sequence is this."""
+        self.types[DATA] += 1
+        return self.types.total() - 1
 
     def read(self, raw: bytes, now_s: float) -> None:
         """Check the next datagram."""

@@ -14,6 +14,7 @@ from tests.protocol.machine.search import chosen_profile
 from tests.protocol.machine.world import (
     JUMP_UNCONFIRMED_MAX,
     LINK_ID,
+    LOST_RANGES_MAX,
     MESSAGES_HELD_MAX,
     POSITIONS_TRACKED_MAX,
     SEQUENCE_WINDOW,
@@ -31,6 +32,7 @@ LIMITS = EgressLimits(
     jump_unconfirmed_max=JUMP_UNCONFIRMED_MAX,
     messages_held_max=MESSAGES_HELD_MAX,
     positions_tracked_max=POSITIONS_TRACKED_MAX,
+    lost_ranges_max=LOST_RANGES_MAX,
 )
 _COVERED = bytes.fromhex("01000000 00000001 0000000000000000 00000001 00000000 90")
 EMPTY_MESSAGE = _COVERED + xxh3_64_digest(_COVERED)

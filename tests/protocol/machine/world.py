@@ -31,7 +31,7 @@ from gapconn.testing.memory_gap import Fate, MemoryGap, datagrams_of
 from tests.protocol.machine import oracle
 from tests.protocol.machine.egress import Egress, keys_of
 from tests.protocol.machine.forgery import Stroke, fate_of, forged, injected, injected_sealed
-from tests.protocol.machine.ledger import Accepted, Ledger, plain_run
+from tests.protocol.machine.ledger import Accepted, Ledger, Losses, plain_run
 from tests.protocol.machine.oracle import EgressLimits, SenderOracle, StreamPartition
 from tests.protocol.sealing import SECRETS, seal, unseal, unsealed
 
@@ -53,6 +53,7 @@ SEQUENCE_WINDOW = 128
 JUMP_UNCONFIRMED_MAX = 512
 MESSAGES_HELD_MAX = 12
 POSITIONS_TRACKED_MAX = 3
+LOST_RANGES_MAX = 6
 
 VOLATILE = 3
 """The partition of each ingress whose positions begin again in every session, as those of datagrams do."""
@@ -65,6 +66,7 @@ def small_limits() -> Iterator[None]:
         patch.setattr(sequence, "SEQUENCE_WINDOW", SEQUENCE_WINDOW)
         patch.setattr(sequence, "JUMP_UNCONFIRMED_MAX", JUMP_UNCONFIRMED_MAX)
         patch.setattr(reassembler, "MESSAGES_HELD_MAX", MESSAGES_HELD_MAX)
+        patch.setattr(reassembler, "LOST_RANGES_MAX", LOST_RANGES_MAX)
         patch.setattr(positions, "POSITIONS_TRACKED_MAX", POSITIONS_TRACKED_MAX)
         yield
 
@@ -163,12 +165,17 @@ class World:
             jump_unconfirmed_max=JUMP_UNCONFIRMED_MAX,
             messages_held_max=MESSAGES_HELD_MAX,
             positions_tracked_max=POSITIONS_TRACKED_MAX,
+            lost_ranges_max=LOST_RANGES_MAX,
             sealed=sealed,
         )
         self._secrets = {1: SECRETS[1], 2: SECRETS[2]} if sealed else None
         """Those that the egress has."""
         self._saved: Progress | None = None
         """The egress's stored state."""
+        self._journal = Losses()
+        """What is stored of its losses."""
+        self._sent: dict[tuple[int, int], list[bytes]] = {}
+        """By epoch and number: the datagrams of each message, unsealed."""
         self._begin_egress_life(accepted=set())
 
     @property
@@ -316,6 +323,26 @@ class World:
             self.send(host=host, parts=[[0, 1]], plain=0, size=20, commit=True, strokes=[] if place else strokes)
 
     @operation
+    def repeat(self, *, host: int, where: int, count: int, strokes: list[Stroke]) -> None:
+        """Send messages of the session again; `where` in thousandths of all that were. Nothing if it cannot send."""
+        ingress = self.ingresses[host]
+        if not ingress.active or ingress.sender is None or ingress.reads is None:
+            return
+        sent = len(ingress.reads.messages)
+        first = where * sent // 1_000
+        again = [self._sent[ingress.epoch, number] for number in range(first, min(first + count, sent))]
+        datagrams = []
+        for raw in (raw for message in again for raw in message):
+            sequence = ingress.reads.repeated()
+            ingress.sender._sequence = sequence + 1
+            renewed = attrs.evolve(oracle.Datagram.read(raw), sequence=sequence, key_id=0).with_payload(raw[48:-8])
+            datagrams.append(seal(renewed, SECRETS[ingress.key_id], ingress.key_id) if self._sealed else renewed)
+        self._give_to_gap(datagrams, strokes)
+        self._reach("repeated")
+        self._arrive()
+        self._check()
+
+    @operation
     def rewind(self, *, host: int) -> None:
         """The source begins its volatile partition again, in the midst of the session."""
         ingress = self.ingresses[host]
@@ -395,6 +422,9 @@ class World:
             self._gap.arrive(self.now_s)
         if not keep:
             self._saved = None
+            self._journal = Losses()
+        if self._saved is not None:
+            self._saved = self._journal.known_to(self._saved)
         self._begin_egress_life(accepted=self._ledger.accepted if keep else set())
         self._check()
 
@@ -456,7 +486,12 @@ class World:
             self._limits, burst_max=self._burst_max, now_s=self.now_s, saved=self._saved, secrets=self._secrets
         )
         self._ledger = Ledger(
-            sessions=self.sessions, logs=self._logs, accepted=accepted, saved=self._saved, reach=self._reach
+            sessions=self.sessions,
+            logs=self._logs,
+            accepted=accepted,
+            saved=self._saved,
+            journal=self._journal,
+            reach=self._reach,
         )
         self._drops_reached: set[str] = set()
         self._rebuilt = 0
@@ -489,6 +524,13 @@ class World:
                 assert datagram[15] == ingress.key_id, "GC-SEC-4"
                 assert unseal(datagram) is not None, "GC-SEC-1"
             ingress.reads.read(unsealed(datagram) if self._sealed else datagram, self.now_s)
+            plain = unsealed(datagram) if self._sealed else datagram
+            header = oracle.Datagram.read(plain)
+            if header.type == oracle.DATA:
+                self._sent.setdefault((header.epoch, header.message), []).append(plain)
+        self._give_to_gap(datagrams, strokes)
+
+    def _give_to_gap(self, datagrams: list[bytes], strokes: Iterable[Stroke]) -> None:
         self._overheard += datagrams
         fates: dict[int, Fate] = {}
         for kind, where, count, amount in strokes:

@@ -1,0 +1,176 @@
+"""An egress and messages that are repeated: they mend what was lost, once, and close its journal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from gapconn.admin.egress_view import EgressView
+from gapconn.config import Link, Spool
+from gapconn.record import Batch, Chunk, ChunkKind
+from gapconn.units import Seconds
+from tests.services import STREAM, Session, Taking, feed, link, numbers, opened, running, until
+from tests.test_egress_repair import missing, span, stored
+
+
+@pytest.fixture
+def way(tmp_path: Path) -> Link:
+    return link(tmp_path, heartbeat_interval=5)  # nobody is called silent here, however slow this machine is
+
+
+@pytest.mark.req("GC-DLV-31", "GC-DLV-33", "GC-RPR-1")
+async def test_a_repeat_brings_what_was_lost_and_closes_its_entry(way: Link) -> None:
+    sink, session = Taking(), Session(way)
+    async with running(way, sink) as egress:
+        messages = [session.numbers(each) for each in ((0, 10), (10, 10), (20, 10))]
+        await feed(egress, session.start + messages[0] + messages[2])
+        await until(lambda: missing(egress.journal) == {(STREAM, 0): [(10, 19)]})
+        for message in messages * 2:
+            await feed(egress, session.repeat(message))
+        await until(lambda: not egress.journal.open_entries)
+        await feed(egress, session.repair(numbers(10, 10), span(10, 19)))  # it was asked for by hand too
+        await feed(egress, session.numbers((30, 5)))
+        await until(lambda: 34 in sink.numbers)
+        status = EgressView(egress).status()
+        assert (status["journal"]["messages_late"], status["journal"]["records_late"]) == (1, 10)
+        assert (status["received"]["messages_late"], status["received"]["repeats_not_needed"]) == (1, 5)
+        metrics = {metric.name for metric in EgressView(egress).metrics()}
+        assert {"gapconn_records_late", "gapconn_repeats_not_needed"} <= metrics
+    assert sink.numbers == [*range(10), *range(20, 30), *range(10, 20), *range(30, 35)]
+    assert [delivery.late for delivery in sink.deliveries] == [False, False, True, False]
+    [entry] = stored(way)
+    assert (entry.outcome, entry.reason, list(entry.late)) == ("repaired", "late", [(1, 1)])
+
+
+@pytest.mark.req("GC-DLV-33")
+async def test_what_was_repaired_by_hand_is_not_delivered_again(way: Link) -> None:
+    sink, session = Taking(), Session(way)
+    async with running(way, sink) as egress:
+        messages = [session.numbers(each) for each in ((0, 10), (10, 10), (20, 10))]
+        await feed(egress, session.start + messages[0] + messages[2])
+        await until(lambda: missing(egress.journal) == {(STREAM, 0): [(10, 19)]})
+        await feed(egress, session.repair(numbers(12, 3), span(12, 14)))
+        await until(lambda: missing(egress.journal) == {(STREAM, 0): [(10, 11), (15, 19)]})
+        await feed(egress, session.repeat(messages[1]))
+        await until(lambda: not egress.journal.open_entries)
+    assert sorted(sink.numbers) == list(range(30))
+    assert len(sink.numbers) == 30
+
+
+@pytest.mark.req("GC-DLV-34")
+async def test_what_was_lost_while_the_egress_was_away_is_mended_by_repeats(way: Link) -> None:
+    sink, session = Taking(), Session(way)
+    messages = [session.numbers((first, 10)) for first in range(0, 50, 10)]
+    async with running(way, sink) as egress:
+        await feed(egress, session.start + messages[0] + messages[2])
+        await until(lambda: missing(egress.journal) == {(STREAM, 0): [(10, 19)]})
+    async with running(way, sink) as egress:
+        await feed(egress, messages[4])
+        await until(lambda: missing(egress.journal) == {(STREAM, 0): [(10, 19), (30, 39)]})
+        assert {entry.cause for entry in egress.journal} == {"gap", "while_away"}
+        for message in messages:
+            await feed(egress, session.repeat(message))
+        await until(lambda: not egress.journal.open_entries)
+    assert sorted(sink.numbers) == list(range(50))
+    async with running(way, sink) as egress:
+        for message in messages:
+            await feed(egress, session.repeat(message))
+        await feed(egress, session.numbers((50, 1)))
+        await until(lambda: 50 in sink.numbers)
+    assert sorted(sink.numbers) == list(range(51))
+
+
+@pytest.mark.req("GC-DLV-34", "GC-DLV-20")
+async def test_a_late_message_in_the_spool_is_not_taken_a_second_time(tmp_path: Path) -> None:
+    """Its entry is open until the sink has it: the restarted egress knows that it has it all the same."""
+    way = link(tmp_path / "state", heartbeat_interval=5, shutdown_grace=0)
+    spool = Spool(directory=str(tmp_path), after=Seconds(0.01))
+    session, away, sink = Session(way), Taking(going=trio.Event()), Taking()
+    messages = [session.numbers((first, 10)) for first in range(0, 30, 10)]
+    async with opened(way, away, spool) as egress, trio.open_nursery() as nursery:
+        nursery.start_soon(egress.run)
+        await feed(egress, session.start + messages[0] + messages[2])
+        await until(lambda: missing(egress.journal) == {(STREAM, 0): [(10, 19)]})
+        await feed(egress, session.repeat(messages[1]))
+        await until(lambda: egress.queue.spooled == 3)
+        nursery.cancel_scope.cancel()
+    async with running(way, sink, spool) as egress:
+        await feed(egress, session.repeat(messages[1]) + session.numbers((30, 1)))
+        await until(lambda: 30 in sink.numbers)
+        assert not egress.journal.open_entries
+    assert sink.numbers == [*range(10), *range(20, 30), *range(10, 20), 30]
+    assert [delivery.late for delivery in sink.deliveries] == [False, False, True, False]
+
+
+@pytest.mark.req("GC-DLV-31")
+async def test_a_message_that_was_refused_is_taken_when_it_is_repeated(tmp_path: Path) -> None:
+    way = link(
+        tmp_path,
+        heartbeat_interval=5,
+        message_bytes_max=65_536,
+        batch_bytes=65_536,
+        sink_buffer_bytes=65_536,
+        reassembly_bytes_max=131_072,
+    )
+    sink, session = Taking(going=trio.Event()), Session(way)
+    messages = [session.batch(numbers(first, 10, size_bytes=5_000)) for first in range(0, 80, 10)]
+    async with running(way, sink) as egress:
+        assert sink.going is not None
+        await feed(egress, session.start)
+        for message in messages:
+            await feed(egress, message)
+        await until(lambda: egress.events.refused_records > 0)
+        assert egress.core.messages_mendable == egress.events.refused["refused"]
+        sink.going.set()
+        await until(lambda: not egress.queue.unaccepted)
+        for message in messages:
+            await feed(egress, session.repeat(message))
+            await until(lambda: not egress.queue.unaccepted)
+        await until(lambda: not egress.journal.open_entries)
+    assert sorted(sink.numbers) == list(range(80))
+
+
+@pytest.mark.req("GC-DLV-33")
+async def test_data_without_positions_is_delivered_by_the_number_of_its_message(way: Link) -> None:
+    sink, session = Taking(), Session(way)
+
+    def piece(number: int) -> list[bytes]:
+        return session.batch(
+            Batch(parts=[Chunk(stream="s", kind=ChunkKind.DATA, position=number, data=memoryview(b"x"))])
+        )
+
+    async with running(way, sink) as egress:
+        pieces = [piece(number) for number in range(3)]
+        await feed(egress, session.start + pieces[0] + pieces[2])
+        await until(lambda: bool(egress.journal.open_entries))
+        for each in pieces:
+            await feed(egress, session.repeat(each))
+        await until(lambda: not egress.journal.open_entries)
+    taken = [(delivery.late, part.position) for delivery in sink.deliveries for part in delivery.batch.parts
+             if isinstance(part, Chunk)]  # fmt: skip
+    assert taken == [(False, 0), (False, 2), (True, 1)]
+
+
+async def test_what_the_sink_cannot_use_stays_lost(way: Link) -> None:
+    session = Session(way)
+    declined: list[int] = []
+
+    async def sink(inlet: object) -> None:
+        async for delivery in inlet:  # type: ignore[attr-defined]
+            if delivery.late:
+                declined.append(delivery.message)
+                delivery.decline()
+            else:
+                delivery.accept()
+
+    async with running(way, sink) as egress:
+        bodies = [session.batch(Batch(parts=[Chunk(stream="s", kind=ChunkKind.DATA, position=n)])) for n in range(3)]
+        await feed(egress, session.start + bodies[0] + bodies[2])
+        await until(lambda: bool(egress.journal.open_entries))
+        await feed(egress, session.repeat(bodies[1]))
+        await until(lambda: egress.events.late_unusable == 1)
+        assert egress.queue.unaccepted == 0
+    assert declined == [1]
+    assert len(stored(way).open_entries) == 1
