@@ -20,6 +20,7 @@ import trio
 from gapconn.config import Link, Pair, SourceSection
 from gapconn.errors import LocalProtocolError, SourceError
 from gapconn.key_watch import KeyWatch
+from gapconn.link.host import HostWatch
 from gapconn.link.pacing import Pacer
 from gapconn.link.slabs import SlabPool
 from gapconn.link.udp import UdpSender
@@ -100,6 +101,7 @@ class Ingress:
         context: What the source counts and says of itself.
         key_watch: The keys of a sealed link.
         resends: What operators want sent again; None where nobody can ask.
+        host: What this host drops; None where nobody looks.
         stopping: Whether it was asked to stop.
     """
 
@@ -113,10 +115,12 @@ class Ingress:
         header_bytes: int,
         key_watch: KeyWatch | None = None,
         resends: Resends | None = None,
+        host: HostWatch | None = None,
         sleep_until: Callable[[float], Awaitable[None]] = trio.sleep_until,
     ) -> None:
         self.pair = pair
         self.key_watch = key_watch
+        self.host = host
         self.core = core
         self.socket = udp
         self.stopping = False
@@ -355,6 +359,10 @@ class Ingress:
                 due = self.core.handle_timeout(trio.current_time())
                 if due:
                     await volleys.send(_Volley(due, pooled=False))
+
+    def datagrams_missing(self) -> int:
+        """A blind sender cannot know."""
+        return 0
 
     def use_keys(self, keys: Keys) -> None:
         """Seal what is built from now on with these keys."""

@@ -192,9 +192,9 @@ async def test_a_flood_of_tiny_datagrams_does_not_keep_the_receiver(
 ) -> None:
     """Empty datagrams take no room in the slab: something else has to end the round."""
 
-    def flood(real: Any, buffers: list[memoryview], *arguments: object) -> tuple[int, list[Any], int, None]:
+    def flood(real: Any, buffers: list[memoryview], *arguments: object) -> tuple[int, list[Any], int, tuple[str, int]]:
         buffers[0][:size] = b"x" * size
-        return size, [], 0, None
+        return size, [], 0, ("192.0.2.7", 1)
 
     patched_socket(recvmsg_into=flood)
     with receiving() as (receiver, slab):
