@@ -21,12 +21,21 @@ from gapconn.errors import ConfigError, GapconnError
 
 if TYPE_CHECKING:
     from gapconn.config import Pair, Role
-    from gapconn.units import BitsPerSecond, Bytes
+    from gapconn.units import Address, BitsPerSecond, Bytes
 
 EXIT_FAILURE: Final = 1
 EXIT_USAGE: Final = 2
 
 _PATH = click.Path(path_type=Path)
+
+
+def _address(_: click.Context, __: click.Parameter, value: str | None) -> Address | None:
+    from gapconn.units import parse_address
+
+    try:
+        return None if value is None else parse_address(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,6 +51,7 @@ def main() -> None:
       gapconn check pair.toml      before anything else
       gapconn egress pair.toml     on the destination side
       gapconn ingress pair.toml    on the source side
+      gapconn why pair.toml        where data is lost, and what to do
       gapconn demo                 see it work, on this machine
       gapconn bench --help         measure what rate the link holds
 
@@ -132,6 +142,44 @@ def check(files: tuple[Path, ...], role: str | None, separate_hosts: bool, as_js
                 click.echo(f"  {line}")
     if report.problems:
         sys.exit(EXIT_USAGE)
+
+
+@main.command()
+@click.argument("file", type=_PATH)
+@click.option("--egress", "egress_at", metavar="HOST:PORT", callback=_address, help="Admin address of the egress.")
+@click.option("--ingress", "ingress_at", metavar="HOST:PORT", callback=_address, help="Admin address of the ingress.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def why(file: Path, egress_at: Address | None, ingress_at: Address | None, as_json: bool) -> None:
+    """Say where data is lost, and what to do about it.
+
+    FILE is the pair's configuration. The running ends are asked: the one whose admin address is in FILE (or in
+    GAPCONN_ADMIN_LISTEN), and those that are named. One of them is enough; what cannot be seen then is said.
+
+    Exit code 1 when neither end answers.
+
+    \b
+    Example:
+      gapconn why pair.toml
+      gapconn why pair.toml --egress 10.0.0.2:9464 --ingress 10.0.0.1:9464
+    """
+    from gapconn.config import load_pair
+    from gapconn.why import command
+
+    try:
+        pair = load_pair(file, os.environ, link_only=True)
+    except ConfigError as error:
+        _print_problems(error.problems)
+        sys.exit(EXIT_USAGE)
+    if pair.admin is None and egress_at is None and ingress_at is None:
+        raise click.UsageError(f"{file} has no section [admin]: name the ends by --egress and --ingress")
+    answer = command.ask(pair, egress_at=egress_at, ingress_at=ingress_at)
+    if as_json:
+        click.echo(command.as_json(answer))
+    else:
+        for line in command.as_lines(answer, file):
+            click.echo(line)
+    if answer.egress is None and answer.ingress is None:
+        sys.exit(EXIT_FAILURE)
 
 
 @main.group()

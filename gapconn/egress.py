@@ -21,6 +21,7 @@ from gapconn.config import Pair, SinkSection
 from gapconn.errors import SinkError
 from gapconn.events_log import EventLog
 from gapconn.key_watch import KeyWatch
+from gapconn.link.host import HostWatch
 from gapconn.link.slabs import SlabPool
 from gapconn.link.udp import RECEIVE_SLAB_BYTES, UdpReceiver
 from gapconn.plugins import Context
@@ -70,6 +71,7 @@ class Egress:
         queue: What waits for the sink.
         events: What happened, logged and counted.
         key_watch: The keys of a sealed link.
+        host: What this host drops; None where nobody looks.
         stopping: Whether it was asked to stop.
     """
 
@@ -84,9 +86,11 @@ class Egress:
         resume: Progress | None,
         key_watch: KeyWatch | None = None,
         spool: Spool | None = None,
+        host: HostWatch | None = None,
     ) -> None:
         self.pair = pair
         self.key_watch = key_watch
+        self.host = host
         self.core = core
         self.socket = udp
         self.stopping = False
@@ -303,6 +307,10 @@ class Egress:
         """Take from the journal what this message is to settle of it (GC-RPR-6, GC-RPR-7, GC-DLV-33)."""
         self.events.source_has_no_more(span for span in message.spans if span.gone)
         return attrs.evolve(message, claimed=claims_of(message, self.journal))
+
+    def datagrams_missing(self) -> int:
+        """Datagrams that are missing and never reached the socket."""
+        return self.core.datagrams_missed - self.core.missed_unreadable - self.core.missed_here
 
     def use_keys(self, keys: Keys) -> None:
         """Open what arrives from now on with these keys."""

@@ -133,11 +133,18 @@ class EventLog:
                 self.alarms.pop("link_interrupted", None)
                 self._tell("info", "link_restored", epoch=event.epoch, silent_s=round(event.silent_s, 3))
             case ConflictDetected():
+                where = f" (from {event.rival_from})" if event.rival_from else ""
                 self.alarms["conflict"] = (
-                    f"two ingresses send on this link: {event.epoch} is followed, {event.rival_epoch} is not; "
+                    f"two ingresses send on this link: {event.epoch} is followed, {event.rival_epoch}{where} is not; "
                     "stop one of them"
                 )
-                self._tell("error", "conflict_detected", epoch=event.epoch, rival_epoch=event.rival_epoch)
+                self._tell(
+                    "error",
+                    "conflict_detected",
+                    epoch=event.epoch,
+                    rival_epoch=event.rival_epoch,
+                    **_known(rival_from=event.rival_from),
+                )
             case ConflictCleared():
                 self.alarms.pop("conflict", None)
                 self._tell("info", "conflict_cleared", rival_epoch=event.rival_epoch)
@@ -146,6 +153,7 @@ class EventLog:
                     "error",
                     "foreign_link_detected",
                     link_id=event.link_id,
+                    **_known(came_from=event.came_from),
                     remedy="another link's ingress sends to this egress: correct its link.address",
                 )
             case UnverifiedDetected() | UnverifiedCleared():
@@ -381,6 +389,10 @@ class EventLog:
     def _tell(self, level: str, name: str, **facts: Any) -> None:
         getattr(self._log, level)(name, **facts)
         self.recent.append({"time": time.time(), "level": level, "event": name, **facts})
+
+
+def _known(**facts: str) -> dict[str, str]:
+    return {name: fact for name, fact in facts.items() if fact}
 
 
 def _now_ms() -> int:

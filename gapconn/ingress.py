@@ -21,6 +21,7 @@ import trio
 from gapconn.config import Link, Pair, SourceSection
 from gapconn.errors import LocalProtocolError, SourceError
 from gapconn.key_watch import KeyWatch
+from gapconn.link.host import HostWatch
 from gapconn.link.pacing import Pacer
 from gapconn.link.slabs import SlabPool
 from gapconn.link.udp import UdpSender
@@ -105,6 +106,7 @@ class Ingress:
         key_watch: The keys of a sealed link.
         resends: What operators want sent again; None where nobody can ask.
         repeats: What is kept to be sent again; None where nothing is.
+        host: What this host drops; None where nobody looks.
         stopping: Whether it was asked to stop.
     """
 
@@ -119,10 +121,12 @@ class Ingress:
         key_watch: KeyWatch | None = None,
         resends: Resends | None = None,
         repeats: Repeats | None = None,
+        host: HostWatch | None = None,
         sleep_until: Callable[[float], Awaitable[None]] = trio.sleep_until,
     ) -> None:
         self.pair = pair
         self.key_watch = key_watch
+        self.host = host
         self.core = core
         self.socket = udp
         self.stopping = False
@@ -425,6 +429,10 @@ class Ingress:
             self._volleys_in.send_nowait(_Volley([burst], pooled=False, on_sent=sent.set))
             with trio.CancelScope(shield=True):  # the slab is in use until then
                 await sent.wait()
+
+    def datagrams_missing(self) -> int:
+        """A blind sender cannot know."""
+        return 0
 
     def use_keys(self, keys: Keys) -> None:
         """Seal what is built from now on with these keys."""

@@ -24,6 +24,7 @@ from gapconn.fec.choice import choose_codec
 from gapconn.ingress import Ingress, burst_datagrams_at
 from gapconn.key_watch import KeyWatch
 from gapconn.link.alarm import Alarm
+from gapconn.link.host import HostWatch, source_address
 from gapconn.link.udp import UdpReceiver, UdpSender, ip_header_bytes, resolve
 from gapconn.progress import continued
 from gapconn.protocol.receiver import LinkReceiver, Progress, ReceiverSettings
@@ -45,9 +46,13 @@ class End(Protocol):
     log: FilteringBoundLogger
     stopping: bool
     key_watch: KeyWatch | None
+    host: HostWatch | None
 
     def use_keys(self, keys: Keys) -> None:
         """Seal or open with these keys from now on."""
+
+    def datagrams_missing(self) -> int:
+        """Datagrams that are known to be missing and never reached this host; 0 where nobody can know."""
 
     async def run(self) -> None:
         """All tasks, until the work is over."""
@@ -113,6 +118,7 @@ async def serve_ingress(pair: Pair, *, only_resends: bool = False, companion: Co
         udp = UdpSender(family, target, log=log.bind(task="sender"))
         alarm = Alarm()
         try:
+            host = await _watch_host(source_address(family, target), sending=True)
             log.info(
                 "ingress_started",
                 to=str(pair.link.address),
@@ -139,6 +145,7 @@ async def serve_ingress(pair: Pair, *, only_resends: bool = False, companion: Co
                 key_watch=key_watch,
                 resends=resends,
                 repeats=Repeats(buffer, pair.link, epoch=epoch, log=log.bind(task="repeats")) if buffer else None,
+                host=host,
                 sleep_until=alarm.sleep_until,
             )
             await _run_until_stopped(ingress, IngressView(ingress), companion)
@@ -220,7 +227,10 @@ async def serve_egress(pair: Pair, *, companion: Companion | None = None) -> Non
                 resumes_epoch=resume.epoch if resume else None,
                 spool=str(spool.path) if spool is not None else None,
             )
-            egress = Egress(pair, pair.sink, core, udp, state, resume=resume, key_watch=key_watch, spool=spool)
+            host = await _watch_host(udp.address.host, sending=False)
+            egress = Egress(
+                pair, pair.sink, core, udp, state, resume=resume, key_watch=key_watch, spool=spool, host=host
+            )
             await _run_until_stopped(egress, EgressView(egress), companion)
         finally:
             udp.close()
@@ -228,6 +238,10 @@ async def serve_egress(pair: Pair, *, companion: Companion | None = None) -> Non
                 spool.close()
     finally:
         state.close()
+
+
+async def _watch_host(address: str, *, sending: bool) -> HostWatch:
+    return await trio.to_thread.run_sync(lambda: HostWatch(address, sending=sending))
 
 
 async def _watch_keys(pair: Pair) -> KeyWatch | None:
@@ -289,6 +303,8 @@ async def _run_until_stopped(end: End, view: AdminView, companion: Companion | N
                 end.log.info("admin_listening", address=str(bound))
             if end.key_watch is not None:
                 nursery.start_soon(end.key_watch.run, end.use_keys, name=f"{view.role}.keys")
+            if end.host is not None:
+                nursery.start_soon(end.host.run, end.datagrams_missing, name=f"{view.role}.host")
             if companion is not None:
                 await nursery.start(companion, end)
             await end.run()

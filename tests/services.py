@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -142,6 +143,7 @@ class RecordingSocket:
 
     gso: bool = False
     stalls: int = 0
+    refusals: Counter[str] = attrs.field(factory=Counter)
     room: int | None = None
     """Bursts that it takes before it stalls; None takes all."""
     failure: Exception | None = None

@@ -88,6 +88,7 @@ def test_the_command_is_installed() -> None:
         ["ingress"],
         ["egress"],
         ["check"],
+        ["why"],
         ["demo"],
         ["bench"],
         ["bench", "ingress"],

@@ -10,6 +10,7 @@ import trio
 from prometheus_client.metrics_core import Metric
 
 from gapconn import __version__
+from gapconn.admin.losses import egress_losses, losses_metrics, losses_status
 from gapconn.admin.metrics import counter, counters, gauge
 from gapconn.admin.security import security_metrics, security_status
 from gapconn.admin.view import bodies
@@ -65,6 +66,7 @@ class EgressView:
             "alarms": egress.events.alarms,
             "security": security_status(egress.pair, egress.key_watch, heard_key=core.key_id),
             "listens_on": str(egress.socket.address),
+            "heard_from": core.heard_from or None,
             "receive_offload": egress.socket.gro,
             "receive_buffer_bytes": egress.socket.buffer_bytes,
             "fec_backend": core.codec.name,
@@ -120,6 +122,7 @@ class EgressView:
             "spool": self._spool(),
             "accepted_messages": egress.queue.accepted,
             "sink": {"type": egress.sink_type, "events": dict(egress.context.counters), **egress.context.status},
+            **losses_status(egress_losses(egress)),
             "recent_events": list(egress.events.recent),
         }
 
@@ -261,6 +264,7 @@ class EgressView:
             "How long ago the oldest message arrived that the sink has not accepted; 0 if there is none.",
             egress.queue.oldest_age_s,
         )
+        yield from losses_metrics(egress_losses(egress))
         spool = egress.queue.spool
         yield gauge("gapconn_spool_bytes", "What the spool takes on disk.", egress.queue.disk_bytes)
         yield gauge("gapconn_spool_max_bytes", "What it may take; 0 without a spool.", spool.max_bytes if spool else 0)

@@ -9,6 +9,7 @@ import trio
 from prometheus_client.metrics_core import Metric
 
 from gapconn import __version__
+from gapconn.admin.losses import ingress_losses, losses_metrics, losses_status
 from gapconn.admin.metrics import counter, counters, gauge
 from gapconn.admin.security import security_metrics, security_status
 from gapconn.admin.view import bodies
@@ -77,6 +78,7 @@ class IngressView:
                 "events": dict(ingress.context.counters),
                 **ingress.context.status,
             },
+            **losses_status(ingress_losses(ingress)),
         }
 
     def _repeats(self) -> dict[str, Any] | None:
@@ -126,6 +128,7 @@ class IngressView:
             "Times that the kernel had no buffer or no route, and a burst was tried again.",
             ingress.socket.stalls,
         )
+        yield from losses_metrics(ingress_losses(ingress))
         yield counter(
             "gapconn_records_resent_total",
             "Records sent again because an operator asked for them.",

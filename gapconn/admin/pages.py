@@ -69,5 +69,22 @@ def _json(content: dict[str, Any], status_code: int = 200) -> Response:
 
 def _index(view: AdminView, pages: dict[str, tuple[str, _Endpoint]]) -> str:
     title = html.escape(f"gapconn {view.role} of link {view.link}")
-    links = "".join(f'<li><a href="{path}">{path}</a>: {meaning}</li>' for path, (meaning, _) in pages.items())
-    return f'<!doctype html><html lang="en"><title>{title}</title><h1>{title}</h1><ul>{links}</ul></html>'
+    problems = _list("Wrong now", [html.escape(problem) for problem in [*view.health(), *view.ready()]])
+    found = view.status().get("why", {}).get("findings", [])
+    losses = _list("What was lost where, and who else sends", [_finding(each) for each in found])
+    links = _list("Pages", [f'<a href="{path}">{path}</a>: {meaning}' for path, (meaning, _) in pages.items()])
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><h1>{title}</h1>'
+        f"{problems}{losses}{links}</html>"
+    )
+
+
+def _finding(found: dict[str, Any]) -> str:
+    level, what, do = (html.escape(found[key]) for key in ("level", "what", "do"))
+    return f"<b>{level}</b>: {what}.<br>{do}"
+
+
+def _list(heading: str, items: list[str]) -> str:
+    """Nothing where there is nothing to tell."""
+    rows = "".join(f"<li>{item}</li>" for item in items)
+    return f"<h2>{heading}</h2><ul>{rows}</ul>" if items else ""

@@ -12,6 +12,7 @@ import ipaddress
 import socket
 import struct
 import sys
+from collections import Counter
 from typing import TypeAlias, cast
 
 import trio
@@ -27,6 +28,8 @@ from gapconn.units import Address, format_bytes
 SOL_UDP = 17
 UDP_SEGMENT = 103
 UDP_GRO = 104
+SO_RXQ_OVFL = 40
+"""`socket(7)`: how much was dropped at the socket comes with what is received; only once something was dropped."""
 DO_NOT_FRAGMENT = {
     socket.AF_INET: (socket.IPPROTO_IP, 10, 2),  # IP_MTU_DISCOVER, IP_PMTUDISC_DO
     socket.AF_INET6: (socket.IPPROTO_IPV6, 23, 2),  # IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO
@@ -34,7 +37,8 @@ DO_NOT_FRAGMENT = {
 
 _SEGMENT = struct.Struct("=H")
 _GRO_SEGMENT = struct.Struct("=i")
-_ANCILLARY_BYTES = socket.CMSG_SPACE(_GRO_SEGMENT.size)
+_DROPS = struct.Struct("=I")
+_ANCILLARY_BYTES = socket.CMSG_SPACE(_GRO_SEGMENT.size) + socket.CMSG_SPACE(_DROPS.size)
 
 RECEIVE_SLAB_BYTES = 8 * SLAB_BYTES
 """Room for several GRO bursts behind each other: equal datagrams then form one larger burst."""
@@ -77,6 +81,7 @@ class UdpSender:
     Attributes:
         gso: Whether the kernel cuts bursts. Turned off for good when a device refuses.
         stalls: Times that the kernel had no room or no route, and the burst was tried again.
+        refusals: The same by the name of the error, such as `ENOBUFS`.
     """
 
     def __init__(
@@ -92,6 +97,7 @@ class UdpSender:
         self._throttled = ThrottledLog(log)
         self._target = target
         self.stalls = 0
+        self.refusals: Counter[str] = Counter()
         self._socket = socket.socket(family, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
@@ -146,6 +152,7 @@ class UdpSender:
                 if error.errno not in _NO_MEMORY | _NO_ROUTE:
                     raise LinkError(f"cannot send to {self._target[0]}:{self._target[1]}: {error}") from error
                 self.stalls += 1
+                self.refusals[errno.errorcode.get(error.errno or 0, str(error.errno))] += 1
                 backoff = backoff or Backoff(first_s=0.001, limit_s=1.0)
                 if error.errno in _NO_ROUTE:
                     self._throttled.warning("link_not_sendable", error=str(error), tries=backoff.tries + 1)
@@ -166,6 +173,7 @@ class UdpReceiver:
         gro: Whether the kernel joins datagrams.
         buffer_bytes: Receive buffer that the kernel granted.
         drained: Whether the kernel held no more when something was received last.
+        tells_drops: Whether the kernel says behind what it dropped something; else `Burst.dropped_before` stays 0.
     """
 
     def __init__(
@@ -189,6 +197,7 @@ class UdpReceiver:
                     remedy=f"sysctl -w net.core.rmem_max={buffer_bytes}, or give the process CAP_NET_ADMIN",
                 )
             self.gro = gro and _has_option(self._socket, UDP_GRO, 1)
+            self.tells_drops = _has_option(self._socket, SO_RXQ_OVFL, 1, socket.SOL_SOCKET)
             self._socket.bind(listen)
         except OSError as error:
             self._socket.close()
@@ -199,10 +208,16 @@ class UdpReceiver:
         host, port = self._socket.getsockname()[:2]
         self.address = Address(host, port)
         self.drained = True
+        self._drops = 0
+        """Packets that the kernel had dropped when it took in what was received last."""
+        self._joined_max = 1
+        """Datagrams that it has given as one packet, at most: so many may have been in one that it dropped."""
+        self._sender: SocketAddress = ("", 0)
+        self._came_from = ""
 
     @property
     def kernel_drops(self) -> int:
-        """Packets that the kernel dropped since the start because the receive buffer was full.
+        """Packets that the kernel dropped since the start: the receive buffer was full, or the UDP checksum wrong.
 
         The kernel counts a burst that it has joined as one packet.
         """
@@ -229,12 +244,12 @@ class UdpReceiver:
             LinkError: the socket cannot be used any more.
         """
         bursts: list[Burst] = []
-        start = end = size = datagrams = 0
+        start = end = size = datagrams = dropped = 0
         room = slab.flat.data
         self.drained = False
         while end + SLAB_BYTES <= len(room) and datagrams < RECEIVE_DATAGRAMS_MAX:
             try:
-                got, ancillary, _, _ = self._socket.recvmsg_into([room[end:]], _ANCILLARY_BYTES)
+                got, ancillary, _, sender = self._socket.recvmsg_into([room[end:]], _ANCILLARY_BYTES)
             except BlockingIOError:
                 self.drained = True
                 break
@@ -242,36 +257,59 @@ class UdpReceiver:
                 continue
             except OSError as error:
                 raise LinkError(f"cannot receive on {self.address}: {error}") from error
-            segment = _GRO_SEGMENT.unpack(ancillary[0][2])[0] if ancillary else got
+            segment, new_drops = self._told(ancillary, got) if ancillary else (got, 0)
             datagrams += got // segment if segment else 1
-            if segment != size or segment == 0:
-                # Only equal datagrams directly behind each other are one burst.
-                bursts += _burst(slab, start, end, size)
-                start, size = end, segment
+            if segment != size or segment == 0 or new_drops or sender != self._sender:
+                # Only equal datagrams of one sender directly behind each other are one burst.
+                bursts += self._burst(slab, start, end, size, dropped)
+                start, size, dropped = end, segment, new_drops
+                self._hear(sender)
                 if segment == 0:
-                    bursts.append(Burst(slab, 0, 1, end))
+                    bursts.append(Burst(slab, 0, 1, end, self._came_from, dropped))
+                    dropped = 0
             end += got
             if segment and got % segment:
                 last = end - got % segment
-                bursts += _burst(slab, start, last, size)
-                bursts += _burst(slab, last, end, end - last)
-                start, size = end, 0
-        return bursts + _burst(slab, start, end, size)
+                bursts += self._burst(slab, start, last, size, dropped)
+                bursts += self._burst(slab, last, end, end - last, dropped if start == last else 0)
+                start, size, dropped = end, 0, 0
+        return bursts + self._burst(slab, start, end, size, dropped)
+
+    def _told(self, ancillary: list[tuple[int, int, bytes]], got: int) -> tuple[int, int]:
+        """Length of the datagrams that were received as `got` bytes, and how many were dropped before them, at most."""
+        segment, dropped = got, 0
+        for level, kind, value in ancillary:
+            if (level, kind) == (SOL_UDP, UDP_GRO):
+                segment = _GRO_SEGMENT.unpack(value)[0]
+                if got > segment * self._joined_max:
+                    self._joined_max = -(-got // segment)
+            elif (level, kind) == (socket.SOL_SOCKET, SO_RXQ_OVFL):
+                drops = _DROPS.unpack(value)[0]
+                if drops != self._drops:
+                    dropped = (drops - self._drops) % 2**32
+                    self._drops = drops
+        return segment, dropped * self._joined_max
+
+    def _hear(self, sender: SocketAddress) -> None:
+        if sender != self._sender:
+            self._sender = sender
+            self._came_from = str(Address(*sender[:2]))
+
+    def _burst(self, slab: Slab, start: int, end: int, size: int, dropped: int) -> list[Burst]:
+        if not size or end <= start:
+            return []
+        return [Burst(slab, size, (end - start) // size, start, self._came_from, dropped)]
 
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
 
 
-def _burst(slab: Slab, start: int, end: int, size: int) -> list[Burst]:
-    return [Burst(slab, size, (end - start) // size, start)] if size and end > start else []
-
-
-def _has_option(sock: socket.socket, option: int, value: int) -> bool:
+def _has_option(sock: socket.socket, option: int, value: int, level: int = SOL_UDP) -> bool:
     if sys.platform != "linux":
         return False
     try:
-        sock.setsockopt(SOL_UDP, option, value)
+        sock.setsockopt(level, option, value)
     except OSError:
         return False
     return True

@@ -78,6 +78,8 @@ class ConflictDetected:
     epoch: int
     """Of the session that keeps the link."""
     rival_epoch: int
+    rival_from: str = attrs.field(default="", eq=False)
+    """The rival's address, as its datagrams say it; empty where nobody knows."""
 
 
 @attrs.frozen(kw_only=True)
@@ -92,6 +94,8 @@ class ForeignLinkDetected:
     """An ingress of another link sends to this egress (GC-SESS-12)."""
 
     link_id: int
+    came_from: str = attrs.field(default="", eq=False)
+    """Its address, as the datagram says it; empty where nobody knows."""
 
 
 @attrs.frozen(kw_only=True)

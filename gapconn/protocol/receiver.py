@@ -29,6 +29,7 @@ from gapconn.protocol.events import (
 )
 from gapconn.protocol.fec import Codec, NumpyCodec
 from gapconn.protocol.follower import Follower
+from gapconn.protocol.holes import Holes
 from gapconn.protocol.positions import DeliveredPositions, Standing, StreamPartition
 from gapconn.protocol.protection import CHECKSUM, VERIFIED, Verifier
 from gapconn.protocol.reassembler import Reassembler, Settled
@@ -44,6 +45,7 @@ from gapconn.protocol.registry import (
 from gapconn.protocol.security import Keys, Opener
 from gapconn.protocol.sequence import SequenceWindow
 from gapconn.protocol.states import ReceiverState
+from gapconn.protocol.strangers import Strangers
 from gapconn.protocol.wire import Announcement, Burst, Header, Layout
 from gapconn.ranges import Range
 
@@ -125,6 +127,15 @@ class ReceiverCounters:
 _KNOWN_TYPES = frozenset(DatagramType)
 _UNVERIFIED = frozenset({DropReason.WRONG_SECURITY_MODE, DropReason.UNKNOWN_KEY, DropReason.BAD_CHECK})
 """Reasons to drop a datagram of a sealed link for not being what it says."""
+_UNREADABLE = _UNVERIFIED | {
+    DropReason.TOO_SHORT,
+    DropReason.BAD_MAGIC,
+    DropReason.UNSUPPORTED_VERSION,
+    DropReason.UNKNOWN_TYPE,
+    DropReason.MALFORMED,
+}
+"""Reasons to drop a datagram before its sequence is looked at, though it may be one of the followed session."""
+_RIVAL = frozenset({DropReason.CONFLICT, DropReason.STALE_SESSION})
 _STEP = np.array([0, 0, 0, 1, 0, 1], np.uint64)
 """From the header words of one datagram to those of the next of its message: sequence and symbol."""
 _SEALED = int(Flag.SEALED)  # operators of enums take longer than the rest of the line
@@ -155,6 +166,12 @@ class LinkReceiver:
         self.codec = codec or NumpyCodec()
         self.announcement: Announcement | None = None
         """What the followed session said last of itself."""
+        self.heard_from = ""
+        """The address of what was heard last of the session that has the link, as its datagrams say it."""
+        self.strangers = Strangers()
+        """Who sent what was dropped."""
+        self._came_from = ""
+        self._holes = Holes()
         self._now_s = now_s
         self._events: list[Event] = []
         self._opener: Opener | None = None
@@ -235,6 +252,16 @@ class LinkReceiver:
         return self.counters.lost_forgotten + self._reassembler.lost_forgotten
 
     @property
+    def missed_unreadable(self) -> int:
+        """Of the datagrams missed, those that arrived damaged."""
+        return min(self._holes.unreadable, self.datagrams_missed)
+
+    @property
+    def missed_here(self) -> int:
+        """Of the datagrams missed, those that reached this host, which dropped them unread. No datagram is both."""
+        return min(self._holes.dropped_here, self.datagrams_missed - self.missed_unreadable)
+
+    @property
     def session_epoch(self) -> int:
         """The session whose messages are being reassembled; 0 if none was heard."""
         return self._session_epoch
@@ -299,6 +326,11 @@ class LinkReceiver:
         """Records of the session that are settled."""
         return self._next_record
 
+    @property
+    def interruption_timeout_s(self) -> float:
+        """Silence after which the link is interrupted: the egress's own, or what the followed session announces."""
+        return self._follower.interruption_timeout_s
+
     def silent_s(self, now_s: float) -> float:
         """Seconds since the followed session was heard."""
         return self._follower.silent_s(now_s)
@@ -315,10 +347,13 @@ class LinkReceiver:
         self.handle_timeout(now_s)  # what was due before this burst came, comes before it (GC-TIME-3)
         now_s = self._now_s
         count = burst.count
+        self._came_from = burst.came_from
+        if burst.dropped_before:
+            self._holes.note_dropped(burst.dropped_before)
         self.counters.datagrams += count
         self.counters.bytes += count * burst.datagram_bytes
         if burst.datagram_bytes < self._overhead_bytes:
-            self._drop(DropReason.TOO_SHORT, count)
+            self._drop_stranger(DropReason.TOO_SHORT, count, 0, now_s)
             return
         if count == 1:
             self._receive_single(burst.bytes, now_s)
@@ -359,13 +394,14 @@ class LinkReceiver:
         elif header.well_formed(payloads.shape[1], len(payloads)):
             self._receive_data(header, payloads, now_s)
         else:
-            self._drop(DropReason.MALFORMED)
+            self._drop_stranger(DropReason.MALFORMED, 1, 0, now_s)
         self._collect()  # however datagrams are grouped to bursts, events come in the same order
 
     def _refuse(self, header: Header, reason: DropReason, count: int, now_s: float) -> None:
         """Drop datagrams that nothing may be believed of; `header` is the first one's."""
-        self._drop(reason, count)
-        if reason is DropReason.FOREIGN_LINK:
+        foreign = reason is DropReason.FOREIGN_LINK
+        self._drop_stranger(reason, count, header.link_id if foreign else 0, now_s)
+        if foreign:
             self._note_foreign(header.link_id, now_s)
         elif reason in _UNVERIFIED and self._opener is not None:
             self._note_unverified(header, reason, now_s)
@@ -386,11 +422,11 @@ class LinkReceiver:
 
     def _receive_control(self, header: Header, payload: bytes, now_s: float) -> None:
         if not header.well_formed(len(payload)):
-            self._drop(DropReason.MALFORMED)
+            self._drop_stranger(DropReason.MALFORMED, 1, 0, now_s)
             return
         announcement = Announcement.unpack(payload)
         if not announcement.well_formed(header):
-            self._drop(DropReason.MALFORMED)
+            self._drop_stranger(DropReason.MALFORMED, 1, 0, now_s)
             return
         if not self._admit(header, announcement, now_s):
             return
@@ -428,9 +464,10 @@ class LinkReceiver:
             DatagramType(header.type), header.epoch, announcement.previous_epoch if announcement else None, now_s
         )
         if reason is not None:
-            self._drop(reason, count)
+            self._drop_stranger(reason, count, header.epoch, now_s)
             return []
         self.key_id = header.key_id
+        self.heard_from = self._came_from
         if self._unverified_heard_s is not None:
             self._clear_unverified()
         if taken or not self._joined:
@@ -440,11 +477,14 @@ class LinkReceiver:
     def _take_sequence(self, first: int, count: int) -> list[tuple[int, int]]:
         """Take these numbers in; the stretches of them that are new. The others are dropped."""
         new = []
+        highest, missing = self._window.highest, self._window.missing
         for begin, end, reason in self._window.take(first, count):
             if reason is None:
                 new.append((begin, end))
             else:
                 self._drop(reason, end - begin)
+        if self._holes.pending and self._window.highest > highest:
+            self._holes.shown(max(0, self._window.missing - missing))
         return new
 
     def _begin(self, header: Header, announcement: Announcement | None, *, taken: bool) -> None:
@@ -523,7 +563,7 @@ class LinkReceiver:
         if last is None or now_s - last >= self._follower.interruption_timeout_s:
             self._foreign_reported_s = now_s
             self.counters.foreign_links += 1
-            self._events.append(ForeignLinkDetected(link_id=link_id))
+            self._events.append(ForeignLinkDetected(link_id=link_id, came_from=self._came_from))
 
     def _note_unverified(self, header: Header, reason: DropReason, now_s: float) -> None:
         """Tell of datagrams that cannot be verified when they may be why the link is not heard (GC-SEC-8).
@@ -595,7 +635,11 @@ class LinkReceiver:
     def _take_follower_events(self) -> list[Event]:
         events, self._follower.events = self._follower.events, []
         self.counters.interruptions += sum(isinstance(event, LinkInterrupted) for event in events)
-        self.counters.conflicts += sum(isinstance(event, ConflictDetected) for event in events)
+        for index, event in enumerate(events):
+            if isinstance(event, ConflictDetected):
+                self.counters.conflicts += 1
+                rival_from = self.strangers.address_of(_RIVAL, event.rival_epoch)
+                events[index] = attrs.evolve(event, rival_from=rival_from)
         return events
 
     def _collect_settled(self) -> None:
@@ -665,6 +709,13 @@ class LinkReceiver:
         if stop > first:
             self.counters.records_lost += stop - first
             self._events.append(RecordsLost(epoch=epoch, first=first, count=stop - first, cause=cause))
+
+    def _drop_stranger(self, reason: DropReason, count: int, identity: int, now_s: float) -> None:
+        """Drop datagrams that are not of the followed session, or of which that cannot be said."""
+        self._drop(reason, count)
+        self.strangers.heard(reason, identity, self._came_from, count, now_s)
+        if reason in _UNREADABLE:
+            self._holes.note_unreadable(count)
 
     def _drop(self, reason: DropReason, count: int = 1) -> None:
         self.counters.dropped[reason] += count

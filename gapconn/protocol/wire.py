@@ -350,6 +350,10 @@ class Burst:
     count: int
     offset: int = 0
     """Where the first one begins in the slab."""
+    came_from: str = ""
+    """Sender's address, as the datagrams say it; empty where nobody knows."""
+    dropped_before: int = 0
+    """At most so many datagrams did reach this host directly before these, and were dropped by it unread."""
 
     @property
     def bytes(self) -> memoryview:

@@ -126,6 +126,13 @@ def agree_egress(view: EgressView) -> None:
     assert value(found, "gapconn_records_received_total") == received["records"]
     agree_bodies(status, found)
     assert value(found, "gapconn_datagrams_missed") == missed["datagrams"]
+    places = by(found, "gapconn_datagrams_missed_by_place", "place")
+    assert sum(places.values()) == status["why"]["datagrams"]["missed"] == missed["datagrams"]
+    assert places.items() <= status["why"]["datagrams"].items()
+    assert status["losses"]["dropped"] == status["dropped"]
+    assert value(found, "gapconn_link_foreign") == (
+        "foreign_link" in {each["reason"] for each in status["losses"]["others"]}
+    )
     assert value(found, "gapconn_records_lost_total") == missed["records"] + missed["refused_records"]
     assert value(found, "gapconn_records_duplicate_total") == status["duplicate_records"]
     assert value(found, "gapconn_sink_held_bytes") == status["held"]["sink_bytes"]

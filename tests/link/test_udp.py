@@ -192,9 +192,9 @@ async def test_a_flood_of_tiny_datagrams_does_not_keep_the_receiver(
 ) -> None:
     """Empty datagrams take no room in the slab: something else has to end the round."""
 
-    def flood(real: Any, buffers: list[memoryview], *arguments: object) -> tuple[int, list[Any], int, None]:
+    def flood(real: Any, buffers: list[memoryview], *arguments: object) -> tuple[int, list[Any], int, tuple[str, int]]:
         buffers[0][:size] = b"x" * size
-        return size, [], 0, None
+        return size, [], 0, ("192.0.2.7", 1)
 
     patched_socket(recvmsg_into=flood)
     with receiving() as (receiver, slab):
@@ -429,6 +429,58 @@ async def test_what_the_kernel_drops_is_counted(ways: Ways) -> None:
         assert len(list(itertools.chain(*await take(receiver, slab, held)))) == held
         assert receiver.receive(slab) == []
     assert receiver.kernel_drops == 0, "asked after the end, it does not fail"
+
+
+def drops_told(bursts: list[Burst]) -> list[tuple[int, int]]:
+    """For each burst: the number that its first datagram carries, and how many were dropped before it at most."""
+    return [(int.from_bytes(burst.bytes[:4], "big"), burst.dropped_before) for burst in bursts]
+
+
+async def test_it_is_told_behind_what_the_kernel_dropped(ways: Ways) -> None:
+    """Datagrams are numbered: where the numbers have a hole, and only there, the kernel says that it dropped."""
+    gso, gro = ways
+    with trio.fail_after(30), receiving(gro=gro, buffer_bytes=65_536) as (receiver, slab):
+        assert receiver.tells_drops
+        with sending(receiver.address, gso=gso) as sender:
+            number = 0
+            for _ in range(40):
+                whole = [(number + each).to_bytes(4, "big") + bytes(996) for each in range(20)]
+                await sender.send(burst(whole))
+                number += 20
+            held = receiver.receive(slab)
+            assert all(each.dropped_before == 0 for each in held), "what was dropped, was dropped behind them"
+            first = sum(each.count for each in held)
+            while not receiver.drained:
+                first += sum(each.count for each in receiver.receive(slab))
+            assert 0 < first < number
+            await sender.send(burst([(number + each).to_bytes(4, "big") + bytes(996) for each in range(20)]))
+            await receiver.wait_readable()
+            (told, *others) = drops_told(receiver.receive(slab))
+            assert told[0] == number
+            assert told[1] >= number - first, "no datagram that was dropped is left unexplained"
+            assert told[1] <= receiver.kernel_drops * 20
+            assert all(count == 0 for _, count in others)
+            await sender.send(burst([bytes(1000)] * 3))
+            await receiver.wait_readable()
+            assert all(each.dropped_before == 0 for each in receiver.receive(slab)), "each drop is told once"
+
+
+async def test_datagrams_carry_where_they_came_from(ways: Ways) -> None:
+    async with linked(ways) as (sender, receiver, slab):
+        with socket.socket(type=socket.SOCK_DGRAM) as other:
+            other.bind(("127.0.0.1", 0))
+            await sender.send(burst(some(3, 1000)))
+            other.sendto(bytes(1000), (receiver.address.host, receiver.address.port))
+            other.sendto(b"", (receiver.address.host, receiver.address.port))
+            await sender.send(burst(some(2, 1000)))
+            arrived: list[Burst] = []
+            while sum(each.count for each in arrived) < 7:
+                await receiver.wait_readable()
+                arrived += receiver.receive(slab)
+            there = "{}:{}".format(*other.getsockname())
+    assert [each.count for each in arrived] == [3, 1, 1, 2], "one sender in each burst"
+    assert [each.came_from == there for each in arrived] == [False, True, True, False]
+    assert arrived[0].came_from == arrived[3].came_from != ""
 
 
 def test_a_port_has_one_egress() -> None:
