@@ -299,6 +299,10 @@ class Journal:
             if not claims:
                 self._claimed.pop(place, None)
 
+    def settle(self, stream: str, partition: int, ranges: Iterable[Range], now_ms: int) -> None:
+        """The target has these, as it says itself."""
+        self._settle((stream, partition), list(ranges), now_ms)
+
     def is_gone(self, span: Span, now_ms: int) -> None:
         """The source has these no more."""
         self._settle((span.stream, span.partition), [(span.first, span.last)], now_ms, gone=span.gone)

@@ -6,13 +6,26 @@ the class.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 import attrs
 
 from gapconn.plugins import Carries, Context, PluginRegistry
+from gapconn.protocol.receiver import Progress
+from gapconn.ranges import Range
 from gapconn.record import Batch
+
+
+@attrs.frozen(kw_only=True)
+class Reached:
+    """Where an egress stands when a target has a delivery and all before it (spec/exactly_once.md)."""
+
+    progress: Progress
+    """Of a delivery: its positions are those that changed with it. What a sink resumes with has all of them."""
+    repaired: Mapping[tuple[str, int], tuple[Range, ...]] = attrs.field(factory=dict)
+    """By stream and partition: what the egress had missed, and the target has now. A sink resumes with that of its last
+    transaction: all before is in the gap journal (`Inlet.note_losses`)."""
 
 
 @attrs.frozen(kw_only=True)
@@ -28,6 +41,9 @@ class Delivery:
     batch: Batch
     repair: bool = False
     """These records were lost before, and come out of order: the source sent them again."""
+    reached: Reached | None = None
+    """What a sink stores beside the data if its target can have both or neither. None: the sink was not asked to
+    resume, as in tests of a sink on its own."""
     accept: Callable[[], None]
     """To be called in Trio's thread once the target has the batch for good. Order does not matter to the caller; the
     egress stores its progress up to the first delivery that was not accepted."""
@@ -46,6 +62,12 @@ class Inlet(Protocol):
         With a `partition`, the positions are those of records, which the source can be asked to send again.
         """
 
+    async def note_losses(self) -> None:
+        """Store in the gap journal what is missing, and what is missing no more.
+
+        A sink that stores what its target has `Reached` awaits this before (GC-RPR-1); no other sink need.
+        """
+
 
 class Sink(Protocol):
     """A sink of batches. It is made by `Class(config, context)`.
@@ -56,6 +78,10 @@ class Sink(Protocol):
     after a restart, so every delivery has to be accepted at some time, also one of which a part was reported as
     lost. `SinkError` only when trying again cannot help. On cancellation it stops at once: the grace time was
     spent.
+
+    A sink whose target can store how far it has come in one piece with the data may have
+    `async def resume(self) -> Reached | None`: what the target has `Reached`, asked once before the egress takes
+    anything, and before `run`. It goes before the egress's own state (GC-ONCE-3). None: the target says nothing.
     """
 
     Config: ClassVar[type[Any]]
@@ -71,7 +97,7 @@ class Sink(Protocol):
 SINKS: PluginRegistry[type[Sink]] = PluginRegistry(
     group="gapconn.sinks",
     builtin={
-        "kafka": "gapconn.sinks.kafka:KafkaSink",
+        "kafka": "gapconn.sinks.kafka_either:EitherKafkaSink",
         "udp": "gapconn.sinks.udp:UdpSink",
         "tcp": "gapconn.sinks.tcp:TcpSink",
         "files": "gapconn.sinks.files:FilesSink",

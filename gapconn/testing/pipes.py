@@ -10,8 +10,10 @@ import trio
 
 from gapconn.errors import SourceError
 from gapconn.plugins import Context
-from gapconn.record import Batch, decode_batch, encode_batch
-from gapconn.sinks import Delivery
+from gapconn.protocol.positions import Standing
+from gapconn.protocol.receiver import Progress
+from gapconn.record import Batch, Records, decode_batch, encode_batch
+from gapconn.sinks import Delivery, Reached
 
 
 def make_context(*, link: str = "test", link_id: int = 1, epoch: int = 1) -> Context:
@@ -65,6 +67,8 @@ class ScriptedInlet:
     """Message numbers, in the order in which the sink accepted them."""
     losses: list[tuple[str, int, int, str]] = attrs.field(factory=list)
     """stream, first, last, reason."""
+    noted: int = 0
+    """How many of the losses the sink has asked to note."""
 
     def __aiter__(self) -> AsyncIterator[Delivery]:
         return _Player(self)
@@ -77,11 +81,28 @@ class ScriptedInlet:
             message=message,
             lost_before=lost_before,
             batch=crossed,
+            reached=_reached(crossed, epoch=epoch, message=message),
             accept=lambda: self.accepted.append(message),
         )
 
     def lost(self, *, stream: str, partition: int | None = None, first: int, last: int, reason: str) -> None:
         self.losses.append((stream if partition is None else f"{stream}/{partition}", first, last, reason))
+
+    async def note_losses(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.noted = len(self.losses)
+
+
+def _reached(batch: Batch, *, epoch: int, message: int) -> Reached:
+    """Where an egress would stand behind this message, the records of those before it not counted."""
+    positions = {
+        (part.stream, part.partition): Standing(epoch, 0, part.positions[-1])
+        for part in batch.parts
+        if isinstance(part, Records) and part.positions
+    }
+    return Reached(
+        progress=Progress(epoch=epoch, next_message=message + 1, next_record=batch.record_count, positions=positions)
+    )
 
 
 class _Player:
@@ -137,6 +158,7 @@ class Pipe:
                     message=number,
                     lost_before=lost_before,
                     batch=_crossed(batch, self.batch_bytes_max),
+                    reached=_reached(batch, epoch=self._epoch, message=number),
                     accept=lambda: self.accepted.append(number),
                 )
             )
@@ -155,3 +177,6 @@ class Pipe:
 
     def lost(self, *, stream: str, partition: int | None = None, first: int, last: int, reason: str) -> None:
         self.losses.append((stream if partition is None else f"{stream}/{partition}", first, last, reason))
+
+    async def note_losses(self) -> None:
+        await trio.lowlevel.checkpoint()
