@@ -28,6 +28,7 @@ from gapconn.protocol.receiver import Progress
 from gapconn.protocol.registry import POSITIONS_TRACKED_MAX
 from gapconn.sinks import Reached
 from gapconn.sinks.kafka_config import KafkaSinkConfig
+from gapconn.sinks.kafka_records import REQUEST_TIMEOUT_S
 
 ANSWER_TIMEOUT_S: Final = 5.0
 READ_TIMEOUT_S: Final = 20.0
@@ -134,7 +135,7 @@ class ProgressTopic:
             return
         admin = AdminClient(self._settings({}))
         try:
-            if self.name not in admin.list_topics(timeout=ANSWER_TIMEOUT_S).topics:
+            if self.name not in admin.list_topics(timeout=REQUEST_TIMEOUT_S).topics:
                 [created] = admin.create_topics([NewTopic(self.name, 1, config=TOPIC_SETTINGS)]).values()
                 created.result(ANSWER_TIMEOUT_S)
                 self._context.log.info("progress_topic_created", topic=self.name)
