@@ -179,7 +179,7 @@ async def serve_egress(pair: Pair, *, companion: Companion | None = None) -> Non
             if not await _ask_target(sink, log):
                 return
             if sink.reached is not None:
-                resume = await trio.to_thread.run_sync(_go_on_from_target, sink.reached, resume, spool, state)
+                resume = await trio.to_thread.run_sync(go_on_from_target, sink.reached, resume, spool, state)
             core = LinkReceiver(
                 ReceiverSettings(
                     link_id=pair.link.id,
@@ -268,7 +268,7 @@ async def _ask_target(sink: OpenedSink, log: FilteringBoundLogger) -> bool:
     return answered
 
 
-def _go_on_from_target(
+def go_on_from_target(
     reached: Reached, resume: Progress | None, spool: Spool | None, state: EgressState
 ) -> Progress | None:
     """Take in what the target says that it has (GC-ONCE-3, GC-ONCE-4); where the egress goes on."""

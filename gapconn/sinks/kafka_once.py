@@ -16,6 +16,7 @@ link is told by the name in the topic alone. An egress that finds another name t
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 import warnings
@@ -314,7 +315,10 @@ class OnceKafkaSink:
             with trio.move_on_after(IDLE_POLL_S):
                 await self._arrived.wait_value(lambda count: count > seen)  # noqa: B023 - awaited right here
             assert self._producer is not None
-            self._producer.poll(0)
+            try:
+                _calling_back(self._producer.poll, 0)
+            except KafkaException as exception:
+                await self._replace_producer(_ProducerLostError(exception.args[0]), [])
         return True
 
     async def _fill(self, inlet: Inlet) -> int:
@@ -534,7 +538,8 @@ class OnceKafkaSink:
         # Its end includes an abort, which fails for one that was kept out by another.
         warnings.filterwarnings("ignore", "Producer abort_transaction failed during close", RuntimeWarning)
         producer.purge()
-        poll_until_empty(producer, CLOSE_TIMEOUT_S / 2)
+        with contextlib.suppress(KafkaException, SystemError):
+            poll_until_empty(producer, CLOSE_TIMEOUT_S / 2)
         producer.close()
 
     def _insist(self, request: Callable[[float], object]) -> None:
@@ -546,7 +551,7 @@ class OnceKafkaSink:
         while True:
             trio.from_thread.check_cancelled()
             try:
-                request(STEP_S)
+                _calling_back(request, STEP_S)
             except KafkaException as exception:
                 error = exception.args[0]
                 if not error.retriable():
@@ -566,12 +571,18 @@ class OnceKafkaSink:
         deadline = time.monotonic() + FLUSH_TIMEOUT_S
         while self._failure is None and len(producer) and time.monotonic() < deadline:
             trio.from_thread.check_cancelled()
-            producer.flush(STEP_S)
+            try:
+                _calling_back(producer.flush, STEP_S)
+            except KafkaException as exception:
+                self._failure = exception.args[0]
         if self._failure is not None:
             raise self._verdict(self._failure)
 
     def _make_room(self, producer: Producer) -> None:
-        producer.poll(BUFFER_FULL_WAIT_S)
+        try:
+            _calling_back(producer.poll, BUFFER_FULL_WAIT_S)
+        except KafkaException as exception:
+            self._failure = exception.args[0]
         if self._failure is not None:
             raise self._verdict(self._failure)
 
@@ -596,6 +607,21 @@ class OnceKafkaSink:
     def _on_progress(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
             self._failure = self._failure or error
+
+
+def _calling_back(request: Callable[[float], object], timeout_s: float) -> None:
+    """Make a request during which librdkafka calls back.
+
+    Raises:
+        KafkaException: it failed; or the producer did, which the client library raises here, too. While it does so it
+            may go on to call back, which Python takes for a mistake of its own.
+    """
+    try:
+        request(timeout_s)
+    except SystemError as error:
+        if isinstance(error.__cause__, KafkaException):
+            raise error.__cause__ from error
+        raise
 
 
 def _delivered_of(repaired: Any, runs: list[_Run]) -> dict[tuple[str, int], tuple[Range, ...]]:
