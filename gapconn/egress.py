@@ -13,6 +13,8 @@ spool.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import attrs
 import structlog
 import trio
@@ -33,6 +35,7 @@ from gapconn.protocol.security import Keys
 from gapconn.protocol.wire import Burst, Slab
 from gapconn.repair import claims_of
 from gapconn.sink_queue import SinkQueue
+from gapconn.sinks import Reached, Sink
 from gapconn.store.journal import Changes
 from gapconn.store.spool import Spool
 from gapconn.store.state import EgressState
@@ -61,6 +64,39 @@ class _Arrival:
     bursts: list[Burst]
 
 
+@attrs.define(kw_only=True, eq=False)
+class OpenedSink:
+    """A sink before its egress: it may know how far its target has come."""
+
+    sink: Sink
+    context: Context
+    reached: Reached | None = None
+    """What it says that its target has."""
+
+    @classmethod
+    def of(cls, pair: Pair, section: SinkSection) -> OpenedSink:
+        """Make the sink of a pair."""
+        log = structlog.get_logger().bind(link=pair.link.name, task="sink")
+        context = Context(link=pair.link.name, link_id=pair.link.id, epoch=0, log=log)
+        return cls(sink=section.plugin_class(section.config, context), context=context)
+
+    @property
+    def can_tell(self) -> bool:
+        """Whether it is to be asked (gapconn.sinks.Sink)."""
+        return hasattr(self.sink, "resume")
+
+    async def resume(self) -> None:
+        """Ask it how far its target has come."""
+        ask: Callable[[], Awaitable[Reached | None]] = self.sink.resume  # type: ignore[attr-defined]  # see above
+        self.reached = await ask()
+
+    @property
+    def delivered(self) -> tuple[int, int]:
+        """Epoch and number of the first message that the target does not have."""
+        progress = self.reached.progress if self.reached is not None else None
+        return (progress.epoch, progress.next_message) if progress is not None else (0, 0)
+
+
 class Egress:
     """One life of an egress. Its tasks are the methods of their names.
 
@@ -87,6 +123,7 @@ class Egress:
         key_watch: KeyWatch | None = None,
         spool: Spool | None = None,
         host: HostWatch | None = None,
+        sink: OpenedSink | None = None,
     ) -> None:
         self.pair = pair
         self.key_watch = key_watch
@@ -95,7 +132,8 @@ class Egress:
         self.socket = udp
         self.stopping = False
         self.log = structlog.get_logger().bind(link=pair.link.name)
-        self.context = Context(link=pair.link.name, link_id=pair.link.id, epoch=0, log=self.log.bind(task="sink"))
+        opened = sink or OpenedSink.of(pair, section)
+        self.context = opened.context
         self.sink_type = section.type
         self.started_at_s = trio.current_time()
         self.events = EventLog(self.log, state.journal)
@@ -110,6 +148,7 @@ class Egress:
             after_s=pair.spool.after_s if pair.spool else 0.0,
             message_bytes_max=pair.link.message_bytes_max,
             note_losses=self._save_gaps,
+            delivered=opened.delivered,
         )
         if spool is not None:
             self.events.spool_resumed(
@@ -117,7 +156,7 @@ class Egress:
             )
         self.progress = ProgressTracker(resume)
         self._state = state
-        self._sink = section.plugin_class(section.config, self.context)
+        self._sink = opened.sink
         self._pool = SlabPool(SLABS, RECEIVE_SLAB_BYTES)
         self._arrivals_in, self._arrivals_out = trio.open_memory_channel[_Arrival](ARRIVALS_HELD_MAX)
         self._fulfilled: list[int] = []

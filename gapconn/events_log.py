@@ -234,7 +234,7 @@ class EventLog:
 
     def sink_found(self, *, stream: str, first: int, last: int) -> None:
         """The target has positions after all that the sink had reported as lost."""
-        self.journal.found((stream, None), first, last, _now_ms())
+        self.journal.found((stream, None), [(first, last)], _now_ms())
         self._gather("info", "sink_found", stream=stream).add(first, last)
 
     def duplicates_dropped(self, stream: str, partition: int, count: int) -> None:

@@ -453,7 +453,15 @@ class Ingress:
 
 def _runs_of(batch: Batch) -> list[Run]:
     return [
-        Run(part.stream, part.partition, part.previous, part.positions[0], part.positions[-1], len(part.positions))
+        Run(
+            part.stream,
+            part.partition,
+            part.previous,
+            part.positions[0],
+            part.positions[-1],
+            len(part.positions),
+            continues=part.since or False,
+        )
         for part in batch.parts
         if isinstance(part, Records) and part.positions
     ]

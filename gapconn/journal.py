@@ -354,9 +354,13 @@ class Journal:
                 self._unproven.pop(entry.number, None)
                 self._close(entry, "unrecoverable" if entry.gone else "repaired", now_ms)
 
-    def found(self, place: Place, first: int, last: int, now_ms: int) -> None:
-        """The sink has these after all."""
-        self._settle(place, [(first, last)], now_ms, reason=LATE)
+    def has_come_late(self, epoch: int, number: int) -> bool:
+        """Whether this message was lost and then reached the sink."""
+        return any(entry.late.within(number, number) for entry in self if entry.epoch == epoch)
+
+    def found(self, place: Place, ranges: Iterable[Range], now_ms: int) -> None:
+        """The target has these after all, as the sink says."""
+        self._settle(place, list(ranges), now_ms, reason=LATE)
 
     def is_gone(self, span: Span, now_ms: int) -> None:
         """The source has these no more."""

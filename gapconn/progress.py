@@ -69,6 +69,34 @@ def continued(progress: Progress | None, spooled: Iterable[MessageDelivered]) ->
     return progress
 
 
+def joined(stored: Progress | None, target: Progress | None) -> Progress | None:
+    """Where an egress goes on: behind what it has settled, and behind what its target has (GC-ONCE-3).
+
+    Each of the two may be ahead: the target, if the egress was killed before it stored that, or another egress has
+    delivered meanwhile; the egress, of what it keeps in its spool, and of what was lost or had nothing to deliver.
+    """
+    if stored is None or target is None:
+        return stored or target
+    ahead = max(target, stored, key=lambda each: (each.epoch, each.next_message))
+    same = [each for each in (stored, target) if each.epoch == ahead.epoch]
+    positions = dict(stored.positions)
+    for key, standing in target.positions.items():
+        # Of one link, the later one is the larger one: by session, by chain in it, by position in that.
+        if key not in positions or standing > positions[key]:
+            positions.pop(key, None)
+            positions[key] = standing
+    next_record = max(each.next_record for each in same if each.next_message == ahead.next_message)
+    return Progress(
+        epoch=ahead.epoch,
+        next_message=ahead.next_message,
+        next_record=next_record,
+        positions=positions,
+        messages_known=max(ahead.next_message, *(each.messages_known for each in same)),
+        records_known=max(next_record, *(each.records_known for each in same)),
+        ended=any(each.ended for each in same),
+    )
+
+
 class ProgressTracker:
     """Turns acceptances, in whatever order they come, into progress up to the first message not accepted.
 

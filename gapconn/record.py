@@ -54,6 +54,9 @@ class Records(msgspec.Struct, array_like=True, tag=1, gc=False, kw_only=True):
     timestamps_ms: list[int] | None = None
     """Milliseconds since 1970, UTC; None when no record has one; -1 for a single record without one."""
     timestamp_type: int = TimestampType.NONE
+    since: int = 0
+    """With `previous` at `NO_POSITION`: the epoch of a session of this link that began here and may have sent these
+    records, without having been able to acknowledge any; 0 if there is none."""
 
     def after(self, position: int) -> Records:
         """The same run without the records at or before `position` (used to drop redelivered records)."""

@@ -18,7 +18,7 @@ from gapconn.admin.ingress_view import IngressView
 from gapconn.admin.server import serve_admin
 from gapconn.admin.view import AdminView
 from gapconn.config import Pair
-from gapconn.egress import Egress
+from gapconn.egress import Egress, OpenedSink
 from gapconn.errors import ConfigError, LinkError
 from gapconn.fec.choice import choose_codec
 from gapconn.ingress import Ingress, burst_datagrams_at
@@ -26,12 +26,14 @@ from gapconn.key_watch import KeyWatch
 from gapconn.link.alarm import Alarm
 from gapconn.link.host import HostWatch, source_address
 from gapconn.link.udp import UdpReceiver, UdpSender, ip_header_bytes, resolve
-from gapconn.progress import continued
+from gapconn.progress import continued, joined
 from gapconn.protocol.receiver import LinkReceiver, Progress, ReceiverSettings
 from gapconn.protocol.security import Keys
 from gapconn.protocol.sender import LinkSender, SenderSettings
 from gapconn.repeats import Repeats
 from gapconn.resend import Resends
+from gapconn.sinks import Reached
+from gapconn.store.journal import Changes
 from gapconn.store.repeat_buffer import RepeatBuffer
 from gapconn.store.resends import ResendFile
 from gapconn.store.spool import Spool
@@ -202,6 +204,12 @@ async def serve_egress(pair: Pair, *, companion: Companion | None = None) -> Non
                 spool.close()
             raise
         try:
+            # The socket is open: what comes while the target is asked waits in the kernel's buffer.
+            sink = OpenedSink.of(pair, pair.sink)
+            if not await _ask_target(sink, log):
+                return
+            if sink.reached is not None:
+                resume = await trio.to_thread.run_sync(go_on_from_target, sink.reached, resume, spool, state)
             core = LinkReceiver(
                 ReceiverSettings(
                     link_id=pair.link.id,
@@ -229,7 +237,7 @@ async def serve_egress(pair: Pair, *, companion: Companion | None = None) -> Non
             )
             host = await _watch_host(udp.address.host, sending=False)
             egress = Egress(
-                pair, pair.sink, core, udp, state, resume=resume, key_watch=key_watch, spool=spool, host=host
+                pair, pair.sink, core, udp, state, resume=resume, key_watch=key_watch, spool=spool, sink=sink, host=host
             )
             await _run_until_stopped(egress, EgressView(egress), companion)
         finally:
@@ -292,6 +300,47 @@ def _with_losses(resume: Progress | None, state: EgressState, spool: Spool | Non
         lost=tuple(lost.within(0, resume.next_message - 1)),
         joined_at=state.journal.joined_at(resume.epoch),
     )
+
+
+async def _ask_target(sink: OpenedSink, log: FilteringBoundLogger) -> bool:
+    """Wait until the sink knows how far its target has come; False if a signal came before."""
+    if not sink.can_tell:
+        return True
+    answered = False
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def stop() -> None:
+                number = await anext(signals)
+                log.info("stopping", signal=signal.Signals(number).name, grace_s=0)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(stop)
+            await sink.resume()
+            answered = True
+            nursery.cancel_scope.cancel()
+    return answered
+
+
+def go_on_from_target(
+    reached: Reached, resume: Progress | None, spool: Spool | None, state: EgressState
+) -> Progress | None:
+    """Take in what the target says that it has (GC-ONCE-3, GC-ONCE-4); where the egress goes on."""
+    now_ms = time.time_ns() // 1_000_000
+    for place, ranges in reached.repaired.items():
+        state.journal.found(place, ranges, now_ms)
+    for epoch, number in reached.late:
+        state.journal.came_late(epoch, number, now_ms)
+    if spool is not None and state.journal.missing():
+        # What is on its way to the target is not to be claimed by another repair that comes before it was read.
+        delivered = (reached.progress.epoch, reached.progress.next_message)
+        for message in spool.described_since(*delivered):
+            for (stream, partition), ranges in message.claimed.items():
+                for first, last in ranges:
+                    state.journal.claim(stream, partition, first, last)
+    progress = joined(resume, reached.progress)
+    state.save(progress, Changes.of(state.journal))
+    return _with_losses(progress, state, spool)
 
 
 async def _run_until_stopped(end: End, view: AdminView, companion: Companion | None) -> None:

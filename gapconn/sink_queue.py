@@ -33,11 +33,12 @@ from gapconn.events_log import EventLog
 from gapconn.offload import run_long
 from gapconn.protocol.compression import inflate
 from gapconn.protocol.events import MessageDelivered
+from gapconn.protocol.receiver import Progress
 from gapconn.protocol.registry import MESSAGE_BYTES_MAX, LossCause
 from gapconn.ranges import Range
 from gapconn.record import Batch, Chunk, Records, decode_batch
 from gapconn.repair import late_batch, repaired_batch
-from gapconn.sinks import Delivery
+from gapconn.sinks import Delivery, Reached
 from gapconn.store.spool import Appended, Damage, Place, Spool, Spooled, Trouble
 
 WAITING_OVERHEAD_BYTES = 1024
@@ -94,6 +95,8 @@ class SinkQueue:
         after_s: What was not accepted for so long is written to disk.
         message_bytes_max: What the body of a message may inflate to.
         note_losses: Awaited before messages are written to disk: stores what was lost before them (GC-RPR-1).
+        delivered: Epoch and number of the first message that the sink's target does not have, as the target says: what
+            is in the spool before it is not handed out (GC-ONCE-3).
 
     Attributes:
         bytes: Memory of what waits and was not handed to the sink.
@@ -111,10 +114,12 @@ class SinkQueue:
         after_s: float = 1.0,
         message_bytes_max: int = MESSAGE_BYTES_MAX,
         note_losses: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
+        delivered: tuple[int, int] = (0, 0),
     ) -> None:
         self.bytes_max = bytes_max
         self._message_bytes_max = message_bytes_max
         self._note_losses = note_losses
+        self._delivered = delivered
         self.events = events
         self.spool = spool
         self.bytes = 0
@@ -261,7 +266,7 @@ class SinkQueue:
                 self._retained_bytes += waiting.size_bytes
         self._lost_before += waiting.lost_before
         message = waiting.message
-        if message is None or opened is None:  # damaged on disk, and told
+        if message is None or opened is None:  # damaged on disk, and told; or with the target
             self._done_with(waiting)
             return None
         accept = partial(self._accept, waiting, message.epoch, message.number, message.claimed)
@@ -279,6 +284,12 @@ class SinkQueue:
         lost_before = 0
         if not message.late:
             lost_before, self._lost_before = self._lost_before, 0
+        progress = Progress(
+            epoch=message.epoch,
+            next_message=0 if message.late else message.number + 1,
+            next_record=message.first_record + message.record_count,
+            positions=message.positions,
+        )
         return Delivery(
             epoch=message.epoch,
             message=message.number,
@@ -286,6 +297,11 @@ class SinkQueue:
             batch=batch,
             repair=bool(message.spans),
             late=message.late,
+            reached=Reached(
+                progress=progress,
+                repaired=message.claimed,
+                late=((message.epoch, message.number),) if message.late else (),
+            ),
             accept=accept,
             decline=partial(self._decline, waiting, message),
         )
@@ -338,6 +354,10 @@ class SinkQueue:
     def found(self, *, stream: str, first: int, last: int) -> None:
         """The sink reports what is in the target after all."""
         self.events.sink_found(stream=stream, first=first, last=last)
+
+    async def note_losses(self) -> None:
+        """Store what is missing, and what is missing no more (GC-RPR-1)."""
+        await self._note_losses()
 
     def _accept(
         self, waiting: _Waiting, epoch: int, number: int, claimed: Mapping[tuple[str, int], tuple[Range, ...]]
@@ -505,7 +525,10 @@ class SinkQueue:
 
     def _take_read(self, item: Spooled | Damage, end: Place) -> None:
         now_s = trio.current_time()
-        if isinstance(item, Spooled):
+        if isinstance(item, Spooled) and self._target_has(item.message):
+            # What the target has of a repair is in the journal.
+            waiting = _Waiting(0, WAITING_OVERHEAD_BYTES, item.arrived_s, now_s, None, end=end)
+        elif isinstance(item, Spooled):
             size_bytes = len(item.message.body) + WAITING_OVERHEAD_BYTES
             waiting = _Waiting(item.lost_before, size_bytes, item.arrived_s, now_s, item.message, end=end)
             self.events.repair_waits(item.message)
@@ -517,6 +540,12 @@ class SinkQueue:
         self._head.append(waiting)
         self._head_bytes += waiting.size_bytes
         self.bytes += waiting.size_bytes
+
+    def _target_has(self, message: MessageDelivered) -> bool:
+        """Whether the target itself says that it has it, which only some can (GC-ONCE-3)."""
+        if message.late:
+            return self._delivered > (0, 0) and self.events.journal.has_come_late(message.epoch, message.number)
+        return (message.epoch, message.number) < self._delivered
 
     @property
     def committable(self) -> bool:

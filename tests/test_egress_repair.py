@@ -14,11 +14,16 @@ from gapconn.config import Link, Spool
 from gapconn.egress import Egress
 from gapconn.journal import Journal, Place
 from gapconn.protocol.envelope import Span
+from gapconn.protocol.events import MessageDelivered, RecordsMissing
 from gapconn.protocol.positions import Standing
-from gapconn.record import Batch, Records
-from gapconn.sinks import Delivery, Inlet
+from gapconn.protocol.receiver import Progress
+from gapconn.record import Batch, Records, encode_batch
+from gapconn.service import go_on_from_target
+from gapconn.sinks import Delivery, Inlet, Reached
 from gapconn.store.journal import GapFile
 from gapconn.store.spool import Appended, Spooled
+from gapconn.store.spool import Spool as SpoolOnDisk
+from gapconn.store.state import EgressState
 from gapconn.units import Seconds
 from tests.services import STREAM, Session, Taking, feed, link, numbers, numbers_in, opened, running, until
 
@@ -314,3 +319,37 @@ async def test_an_entry_is_closed_by_an_operator_while_the_egress_runs(way: Link
     [entry] = stored(way)
     assert (entry.outcome, entry.reason) == ("by_hand", "sent by mail")
     assert [each["reason"] for each in logs if each["event"] == "gap_closed"] == ["sent by mail"]
+
+
+@pytest.mark.req("GC-ONCE-4", "GC-ONCE-3")
+async def test_what_the_target_says_was_repaired_is_closed_and_what_the_spool_has_is_not_claimed_twice(
+    way: Link,
+) -> None:
+    """As if it had been killed after the target had the one repair, and before it had the other."""
+    state = EgressState.open(Path(way.state_directory), way.name, way.id)
+    spool = SpoolOnDisk(Path(way.state_directory), link=way.name, link_id=way.id, max_bytes=1 << 20)
+    with state, spool:
+        place = (STREAM, 0)
+        state.journal.happened(RecordsMissing(epoch=2, stream=STREAM, partition=0, first=10, last=29), 0)
+        body = bytearray()
+        encode_batch(numbers(20, 5), body, 0)
+        waiting = MessageDelivered(
+            epoch=2,
+            number=8,
+            first_record=70,
+            record_count=0,
+            runs=[],
+            already_delivered={},
+            positions={},
+            body=memoryview(bytes(body)),
+            spans=(span(20, 24),),
+            claimed={place: ((20, 24),)},
+        )
+        spool.append([Spooled(message=waiting, lost_before=0, arrived_s=0.0)])
+        target = Progress(epoch=2, next_message=8, next_record=70, positions={place: Standing(2, 0, 79)})
+        reached = Reached(progress=target, repaired={place: ((10, 19),)})
+        resume = await trio.to_thread.run_sync(go_on_from_target, reached, None, spool, state)
+        assert resume == target
+        assert state.load() == target
+        assert missing(stored(way)) == {place: [(20, 29)]}
+        assert state.journal.claim(STREAM, 0, 10, 29) == ((25, 29),)

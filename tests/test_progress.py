@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gapconn.progress import ProgressTracker
+from gapconn.progress import ProgressTracker, joined
 from gapconn.protocol.events import FollowReason, LinkInterrupted, MessageDelivered, MessagesLost, RecordsLost
 from gapconn.protocol.events import SessionFollowed as Followed
 from gapconn.protocol.positions import Standing, StreamPartition
@@ -258,3 +258,69 @@ def test_what_is_known_of_a_later_session_is_not_said_of_the_one_that_waits() ->
     later = tracker.take()
     assert later is not None
     assert (later.epoch, later.next_message, later.messages_known, later.ended) == (EPOCH + 1, 0, 9, False)
+
+
+# Where the target says how far it has come.
+
+Q = ("orders", 1)
+
+
+def standing(position: int, epoch: int = EPOCH, chain: int = 0) -> Standing:
+    return Standing(epoch, chain, position)
+
+
+def at(next_message: int, epoch: int = EPOCH, known: int = 0, **positions: Standing) -> Progress:
+    """Progress with ten records in each message; `p` and `q` are two partitions."""
+    return Progress(
+        epoch=epoch,
+        next_message=next_message,
+        next_record=10 * next_message,
+        positions={{"p": P, "q": Q}[name]: each for name, each in positions.items()},
+        messages_known=known,
+        records_known=10 * known,
+    )
+
+
+@pytest.mark.req("GC-ONCE-3")
+@pytest.mark.parametrize(
+    ("stored", "target", "expected"),
+    [
+        pytest.param(None, None, None, id="neither"),
+        pytest.param(at(5, p=standing(50)), None, at(5, p=standing(50)), id="the target says nothing"),
+        pytest.param(None, at(5, p=standing(50)), at(5, p=standing(50)), id="without state"),
+        pytest.param(
+            at(4, known=9, p=standing(40), q=standing(7)),
+            at(6, p=standing(60)),
+            at(6, known=9, p=standing(60), q=standing(7)),
+            id="killed before it stored what was committed",
+        ),
+        pytest.param(
+            at(9, known=9, p=standing(90)),
+            at(6, p=standing(60), q=standing(3)),
+            at(9, known=9, p=standing(90), q=standing(3)),
+            id="the egress is ahead by what is in its spool",
+        ),
+        pytest.param(
+            at(2, epoch=8, known=2, p=standing(5, 8, chain=1)),
+            at(6, p=standing(60)),
+            at(2, epoch=8, known=2, p=standing(5, 8, chain=1)),
+            id="a partition was made anew in a later session",
+        ),
+        pytest.param(
+            at(8, known=8, p=standing(5, chain=7)),
+            at(6, p=standing(60)),
+            at(8, known=8, p=standing(5, chain=7)),
+            id="a later chain is the later one, wherever it stands",
+        ),
+        pytest.param(
+            at(6, known=30, p=standing(60)),
+            at(1, epoch=9, p=standing(70, 9)),
+            at(1, epoch=9, known=1, p=standing(70, 9)),
+            id="another egress has delivered a later session",
+        ),
+    ],
+)
+def test_an_egress_goes_on_behind_what_it_has_settled_and_what_its_target_has(
+    stored: Progress | None, target: Progress | None, expected: Progress | None
+) -> None:
+    assert joined(stored, target) == expected

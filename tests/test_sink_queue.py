@@ -338,6 +338,29 @@ async def test_damage_is_told_in_its_place(tmp_path: Path) -> None:
         assert told["spool_damaged"].items() >= {"messages": 1, "segment": path.name}.items()
 
 
+@pytest.mark.req("GC-ONCE-3", "GC-DLV-20")
+async def test_what_the_target_has_is_not_handed_over_again_out_of_the_spool(tmp_path: Path) -> None:
+    async with opened(tmp_path) as sides:
+        for number in range(50):
+            await until(lambda: sides.queue.bytes < 50_000)
+            sides.offer(number)
+        await until(lambda: sides.queue.spooled == 50)
+        await sides.take(20)  # and the process ends before it has noted that
+    async with opened(tmp_path, delivered=(7, 24)) as sides:
+        assert sides.queue.spooled == 50
+        assert sides.offer(50)
+        assert await sides.take(27) == list(range(24, 51))
+        assert sides.queue.unaccepted == 0
+        sides.queue.commit()
+        reached = [delivery.reached for delivery in sides.deliveries]
+        assert all(each is not None for each in reached)
+        assert [each.progress.next_message for each in reached if each] == list(range(25, 52))
+        assert reached[0] is not None
+        assert reached[0].progress.positions == {(STREAM, 0): Standing(7, 0, 24)}
+    async with opened(tmp_path) as sides:
+        assert sides.queue.spooled == 0
+
+
 # Repairs
 
 

@@ -31,8 +31,9 @@ class Run(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown
     count: Annotated[int, msgspec.Meta(ge=0)]
     begun: int = -1
     """First position of this chain in the session; filled in by the sending half."""
-    continues: bool = False
-    """Whether the chain goes on where an earlier session of the link ended; filled in by the sending half."""
+    continues: bool | Annotated[int, msgspec.Meta(ge=1)] = False
+    """Whether the chain goes on where an earlier session of the link ended; filled in by the sending half. A number is
+    the epoch of the first session that it may be, which the source says where nothing was acknowledged yet."""
     chain: int = -1
     """Number of the message with which this chain began; filled in by the sending half."""
 

@@ -42,7 +42,7 @@ class SentPositions:
             key = (run.stream, run.partition)
             before = chains.get(key) or self._chains.get(key)
             if before is None or run.previous == NO_POSITION or run.first < before.begun:
-                begun, continues, chain = run.first, run.previous != NO_POSITION, number
+                begun, continues, chain = run.first, run.continues or run.previous != NO_POSITION, number
             else:
                 begun, continues, chain = before.begun, before.continues, before.chain
             chains[key] = structs.replace(run, begun=begun, continues=continues, chain=chain)
@@ -139,7 +139,9 @@ class DeliveredPositions:
             known = self._delivered.get(key)
             last = run.last
             in_chain = known is not None and (known.epoch, known.chain) == (self._epoch, run.chain)
-            if known is not None and run.previous != NO_POSITION and (run.continues or in_chain):
+            # True is 1, which is no epoch above that of any session.
+            goes_on = known is not None and 0 < run.continues <= known.epoch
+            if known is not None and (goes_on or (in_chain and run.previous != NO_POSITION)):
                 if run.previous > known.position:
                     missing.append((key, known.position + 1, run.previous))
                 elif run.previous < known.position:

@@ -6,17 +6,33 @@ the class.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 import attrs
 
 from gapconn.plugins import Carries, Context, PluginRegistry
+from gapconn.protocol.receiver import Progress
+from gapconn.ranges import Range
 from gapconn.record import Batch
 
 
 def _nothing() -> None:
     """For deliveries that are not late."""
+
+
+@attrs.frozen(kw_only=True)
+class Reached:
+    """Where an egress stands when a target has a delivery and all before it (spec/exactly_once.md)."""
+
+    progress: Progress
+    """Of a delivery: its positions are those that changed with it. What a sink resumes with has all of them."""
+    repaired: Mapping[tuple[str, int], tuple[Range, ...]] = attrs.field(factory=dict)
+    """By stream and partition: what the egress had missed, and the target has now. A sink resumes with that of its last
+    transaction: all before is in the gap journal (`Inlet.note_losses`)."""
+    late: tuple[tuple[int, int], ...] = ()
+    """Epochs and numbers of messages that the egress had missed, and the target has now. They do not move the progress
+    but for the positions. What a sink resumes with is, as above, that of its last transaction."""
 
 
 @attrs.frozen(kw_only=True)
@@ -37,6 +53,9 @@ class Delivery:
     decline: Callable[[], None] = _nothing
     """To be called in place of `accept` where nothing can be done with a late delivery any more, such as a piece of a
     byte stream that was broken off: it is done with, and what is in it stays reported as lost."""
+    reached: Reached | None = None
+    """What a sink stores beside the data if its target can have both or neither. None: the sink was not asked to
+    resume, as in tests of a sink on its own."""
     accept: Callable[[], None]
     """To be called in Trio's thread once the target has the batch for good. Order does not matter to the caller; the
     egress stores its progress up to the first delivery that was not accepted."""
@@ -58,6 +77,12 @@ class Inlet(Protocol):
     def found(self, *, stream: str, first: int, last: int) -> None:
         """Report that the target has these after all, which were reported as lost."""
 
+    async def note_losses(self) -> None:
+        """Store in the gap journal what is missing, and what is missing no more.
+
+        A sink that stores what its target has `Reached` awaits this before (GC-RPR-1); no other sink need.
+        """
+
 
 class Sink(Protocol):
     """A sink of batches. It is made by `Class(config, context)`.
@@ -68,6 +93,10 @@ class Sink(Protocol):
     after a restart, so every delivery has to be accepted at some time, also one of which a part was reported as
     lost. `SinkError` only when trying again cannot help. On cancellation it stops at once: the grace time was
     spent.
+
+    A sink whose target can store how far it has come in one piece with the data may have
+    `async def resume(self) -> Reached | None`: what the target has `Reached`, asked once before the egress takes
+    anything, and before `run`. It goes before the egress's own state (GC-ONCE-3). None: the target says nothing.
     """
 
     Config: ClassVar[type[Any]]
@@ -83,7 +112,7 @@ class Sink(Protocol):
 SINKS: PluginRegistry[type[Sink]] = PluginRegistry(
     group="gapconn.sinks",
     builtin={
-        "kafka": "gapconn.sinks.kafka:KafkaSink",
+        "kafka": "gapconn.sinks.kafka_either:EitherKafkaSink",
         "udp": "gapconn.sinks.udp:UdpSink",
         "tcp": "gapconn.sinks.tcp:TcpSink",
         "files": "gapconn.sinks.files:FilesSink",

@@ -18,13 +18,12 @@ record that can never be accepted is given up, counted and reported, and its nei
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import chain, islice, repeat
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final
 
 import attrs
 import trio
@@ -32,113 +31,29 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from trio_util import AsyncValue
 
 from gapconn.backoff import Backoff
-from gapconn.config import option
 from gapconn.errors import SinkError
-from gapconn.kafka_client import BrokerWatch, check_settings, library_settings
+from gapconn.kafka_client import BrokerWatch, library_settings
 from gapconn.plugins import Carries, Context
 from gapconn.record import Header, Records
 from gapconn.sinks import Delivery, Inlet
-from gapconn.units import Bytes
+from gapconn.sinks.kafka_config import KafkaSinkConfig
+from gapconn.sinks.kafka_records import (
+    ANY_PARTITION,
+    BUFFER_FULL_WAIT_S,
+    REJECTED,
+    SLICE_RECORDS,
+    count_partitions,
+    marks_of,
+    poll_until_empty,
+    rows_of,
+    say_topic_missing,
+    size_of,
+)
 
-ORIGIN_HEADER: Final = "gapconn-origin"
-"""One header for the whole id: each one costs time at every client and broker that it passes."""
-ANY_PARTITION: Final = -1
-REPAIR_HEADER: Final[Header] = ("gapconn-repair", b"1")
-"""On a record that was lost before and sent again: it stands behind later ones."""
-LATE_HEADER: Final[Header] = ("gapconn-late", b"1")
-"""On a record of a message that was given up as lost and came after all: it may stand behind later ones."""
-REQUEST_TIMEOUT_S: Final = 1.0
 PROBE_INTERVAL_S: Final = 1.0
 CLOSE_TIMEOUT_S: Final = 3.0
-RECORD_OVERHEAD_BYTES: Final = 512
-"""Memory of a record beside its value, so that small records are bounded too."""
-SLICE_RECORDS: Final = 128
-"""So many are given to librdkafka before other tasks get a turn: a fraction of a millisecond."""
-BUFFER_FULL_WAIT_S: Final = 0.01
-
-_LEGAL_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
-
-_REJECTED = frozenset(
-    {
-        KafkaError.MSG_SIZE_TOO_LARGE,
-        KafkaError.INVALID_MSG_SIZE,
-        KafkaError.RECORD_LIST_TOO_LARGE,
-        KafkaError.INVALID_RECORD,
-        KafkaError.INVALID_MSG,
-        KafkaError.INVALID_TIMESTAMP,
-        KafkaError._INVALID_DIFFERENT_RECORD,
-    }
-)
-"""Answers that another try of the same request does not change."""
 
 _PURGED = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
-
-_RESERVED = {
-    "bootstrap.servers": "has its own key, bootstrap_servers",
-    "partitioner": "is murmur2_random, that of Kafka's Java client; see the key partition",
-    "enable.idempotence": "is on: order and acceptance rest on it",
-    "enable.gapless.guarantee": "is on: order rests on it",
-    "acks": "is all: acceptance rests on it",
-    "request.required.acks": "is all: acceptance rests on it",
-    "message.timeout.ms": "is off: records are tried for ever",
-    "delivery.timeout.ms": "is off: records are tried for ever",
-    "delivery.report.only.error": "is off: acceptance rests on the reports",
-    "transactional.id": "cannot be used: batches are accepted one by one",
-}
-
-
-@attrs.frozen(kw_only=True)
-class KafkaSinkConfig:
-    """Keys of `[sink]` with `type = "kafka"`."""
-
-    bootstrap_servers: str = option(help="Brokers to start from: host:port, several separated by commas.")
-    topic: str = option(
-        default="{topic}", help='Topic to write to; "{topic}" in it stands for the topic or stream of the record.'
-    )
-    topic_map: dict[str, str] = option(
-        factory=dict, help="Target topic of single source topics, over what `topic` says for them."
-    )
-    partition: Literal["same", "key"] = option(
-        default="same",
-        help="Write to the partition with the number it had, or choose it by the key as Java clients do.",
-    )
-    origin_headers: bool = option(
-        default=True,
-        help="Add the header gapconn-origin, a unique id: cluster/topic/partition/offset of the record at its source; "
-        "gapconn-repair to a record that was lost before and sent again by `gapconn resend`, and gapconn-late to one "
-        "that the link brought late.",
-    )
-    in_flight_bytes: Bytes = option(
-        default=Bytes(8 << 20), help="How much may be on its way to the brokers without acknowledgement."
-    )
-    client: dict[str, Any] = option(
-        factory=dict, secret=True, help="Any further setting of librdkafka, such as those for TLS and SASL."
-    )
-
-    @bootstrap_servers.validator
-    def _check_bootstrap_servers(self, attribute: attrs.Attribute[str], value: str) -> None:
-        if not value:
-            raise ValueError("must not be empty")
-
-    @topic.validator
-    def _check_topic(self, attribute: attrs.Attribute[str], value: str) -> None:
-        if not _LEGAL_TOPIC.fullmatch(value.replace("{topic}", "x")):
-            raise ValueError('may have letters, digits, ".", "_", "-" and {topic}, and nothing else')
-
-    @topic_map.validator
-    def _check_topic_map(self, attribute: attrs.Attribute[dict[str, str]], value: dict[str, str]) -> None:
-        illegal = [topic for topic in value.values() if not _LEGAL_TOPIC.fullmatch(topic)]
-        if illegal:
-            raise ValueError(f'topics may have letters, digits, ".", "_" and "-", not so: {", ".join(illegal)}')
-
-    @in_flight_bytes.validator
-    def _check_in_flight(self, attribute: attrs.Attribute[Bytes], value: Bytes) -> None:
-        if value <= 0:
-            raise ValueError("must be more than 0 bytes")
-
-    @client.validator
-    def _check_client(self, attribute: attrs.Attribute[dict[str, Any]], value: dict[str, Any]) -> None:
-        check_settings(value, _RESERVED)
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -151,10 +66,8 @@ class _Run:
     """Of the target; `ANY_PARTITION` when the key decides."""
     origin: str | None
     """What the origin ids of all records begin with; None adds no header."""
-    repair: bool = False
-    """They were lost before and sent again, and the header that says so is to be added."""
-    late: bool = False
-    """They were given up as lost before, and the header that says so is to be added."""
+    marks: Sequence[Header] = ()
+    """Headers to be added: they were lost before."""
     done: int = 0
     """Records acknowledged or given up."""
     failure: KafkaError | None = None
@@ -288,26 +201,16 @@ class KafkaSink:
             runs.append(
                 _Run(
                     records=part,
-                    topic=self._target(part.stream),
+                    topic=self._config.target(part.stream),
                     partition=part.partition if same_partition else ANY_PARTITION,
                     origin=origin,
-                    repair=delivery.repair and self._config.origin_headers,
-                    late=delivery.late and self._config.origin_headers,
+                    marks=marks_of(delivery) if self._config.origin_headers else (),
                     in_order=same_partition,
                     watched=not same_partition,
                 )
             )
-            size += RECORD_OVERHEAD_BYTES * len(part.positions) + sum(len(value) for value in part.values if value)
+            size += size_of(part)
         return _Flight(delivery=delivery, runs=runs, size_bytes=size)
-
-    def _target(self, stream: str) -> str:
-        topic = self._config.topic_map.get(stream) or self._config.topic.replace("{topic}", stream)
-        if not _LEGAL_TOPIC.fullmatch(topic):
-            raise SinkError(
-                f"records of {stream!r} cannot go to a topic {topic!r}, which Kafka does not allow: in [sink], give a "
-                "topic without {topic}, or an entry of topic_map"
-            )
-        return topic
 
     async def _produce_until_failure(self, inlet: Inlet) -> None:
         """Send all flights with one producer, until everything is accepted or the producer can be used no more."""
@@ -378,7 +281,14 @@ class KafkaSink:
     async def _produce_run(self, producer: Producer, run: _Run, count: int) -> None:
         """Give the next `count` of the records that are not done to librdkafka, which only queues them."""
         topic, partition, produce = run.topic, run.partition, producer.produce
-        rows = self._rows(run, slice(run.done, run.done + count), self._reporters(run, count))
+        rows = rows_of(
+            run.records,
+            slice(run.done, run.done + count),
+            self._reporters(run, count),
+            origin=run.origin,
+            marks=run.marks,
+            counters=self._counters,
+        )
         while slice_of_rows := list(islice(rows, SLICE_RECORDS)):
             for value, key, report, stamp, headers in slice_of_rows:
                 while self._serving:
@@ -405,7 +315,7 @@ class KafkaSink:
 
     def _give_up_if_rejected(self, run: _Run, inlet: Inlet) -> None:
         """Count and report a record that was rejected although it was sent alone."""
-        if run.one_by_one and run.failure is not None and run.failure.code() in _REJECTED:
+        if run.one_by_one and run.failure is not None and run.failure.code() in REJECTED:
             position, stream = run.records.positions[run.done], run.records.stream
             self._counters["record_rejected"] += 1
             self._log.error("record_rejected", stream=stream, position=position, error=run.failure.str())
@@ -429,21 +339,12 @@ class KafkaSink:
         backoff = Backoff(limit_s=5.0)
         needed = max(run.partition, 0) + 1
         while self._partition_counts.get(run.topic, 0) < needed:
-            count = await trio.to_thread.run_sync(self._count_partitions, producer, run.topic)
+            count = await trio.to_thread.run_sync(count_partitions, producer, run.topic, self._watch, self._counters)
             if count is not None:
                 self._partition_counts[run.topic] = count
                 if count >= needed:
                     return
-                event = "partition_missing" if count else "topic_missing"
-                self._counters[event] += 1
-                self._watch.warn(
-                    event,
-                    key=run.topic,
-                    topic=run.topic,
-                    partitions=count,
-                    effect=f"waiting until the topic has at least {needed} partitions: create them"
-                    + (', or set partition = "key"' if count else ""),
-                )
+                say_topic_missing(self._watch, self._counters, run.topic, count, needed)
             await trio.sleep(backoff.failed())
 
     # In worker threads.
@@ -482,9 +383,9 @@ class KafkaSink:
         self._watch.quiet = True
         producer.purge(in_queue=True, in_flight=False)
         if self._failure is not None:
-            _poll_until_empty(producer, CLOSE_TIMEOUT_S / 3)
+            poll_until_empty(producer, CLOSE_TIMEOUT_S / 3)
         producer.purge()
-        _poll_until_empty(producer, CLOSE_TIMEOUT_S / 3)
+        poll_until_empty(producer, CLOSE_TIMEOUT_S / 3)
         producer.close()
 
     def _poll_on(self, producer: Producer, token: trio.lowlevel.TrioToken) -> None:
@@ -557,56 +458,10 @@ class KafkaSink:
             self._note_failure(run, error)
 
     def _note_failure(self, run: _Run, error: KafkaError) -> None:
-        if error.code() in _PURGED or (error.code() in _REJECTED and run.one_by_one):
+        if error.code() in _PURGED or (error.code() in REJECTED and run.one_by_one):
             return
-        if error.code() in _REJECTED:
+        if error.code() in REJECTED:
             self._counters["request_rejected"] += 1
             self._rejecting.add(run.topic)
             run.rejected = True
         self._failure = error
-
-    def _count_partitions(self, producer: Producer, topic: str) -> int | None:
-        """How many partitions a topic has, 0 when it is not there; None without an answer."""
-        try:
-            metadata = producer.list_topics(topic, REQUEST_TIMEOUT_S)
-        except KafkaException as error:
-            self._counters["request_failed"] += 1
-            self._watch.warn("request_failed", error=error.args[0].str())
-            return None
-        self._watch.answered()
-        return len(metadata.topics[topic].partitions) if topic in metadata.topics else 0
-
-    def _rows(
-        self, run: _Run, rows: slice, reporters: Iterable[Any]
-    ) -> Iterator[tuple[bytes | None, bytes | None, Any, int, Any]]:
-        """Value, key, what to call with the report, timestamp and headers of each record."""
-        records = run.records
-        stamps: Iterable[int] = repeat(0)
-        if records.timestamps_ms is not None:
-            stamps = records.timestamps_ms[rows]
-            if min(stamps, default=1) < 1:
-                # librdkafka takes 0 for "now", and -1 is no timestamp at all.
-                self._counters["timestamp_changed"] += sum(stamp < 1 for stamp in stamps)
-                stamps = [1 if stamp == 0 else max(stamp, 0) for stamp in stamps]
-        keys: Iterable[bytes | None] = repeat(None) if records.keys is None else records.keys[rows]
-        headers: Iterable[Any] = repeat(None) if records.headers is None else records.headers[rows]
-        if run.origin is not None:
-            headers = _with_origin(headers, run.origin, records.positions[rows])
-        marks = [*([REPAIR_HEADER] if run.repair else ()), *([LATE_HEADER] if run.late else ())]
-        if marks:
-            headers = ([*own, *marks] for own in headers)
-        return zip(records.values[rows], keys, reporters, stamps, headers, strict=False)
-
-
-def _with_origin(
-    headers: Iterable[list[Header] | None], origin: str, positions: list[int]
-) -> Iterator[list[tuple[str, str | bytes | None]]]:
-    for own, position in zip(headers, positions, strict=False):
-        yield [*(own or ()), (ORIGIN_HEADER, f"{origin}{position}")]
-
-
-def _poll_until_empty(producer: Producer, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while len(producer) and time.monotonic() < deadline:
-        with contextlib.suppress(KafkaException):
-            producer.poll(0.02)

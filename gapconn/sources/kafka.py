@@ -31,7 +31,7 @@ from gapconn.plugins import Carries, Context
 from gapconn.record import NO_POSITION, Batch, encode_batch
 from gapconn.sources import Outlet
 from gapconn.sources.kafka_batches import RUN_OVERHEAD_BYTES, Columns, Hand, Packer, Partition, Place
-from gapconn.sources.kafka_offsets import REQUEST_TIMEOUT_S, Offsets, chain_position, places_of
+from gapconn.sources.kafka_offsets import REQUEST_TIMEOUT_S, Offsets, places_of
 from gapconn.units import Seconds
 
 T = TypeVar("T")
@@ -401,19 +401,11 @@ class _Session:
     # In the worker thread: the group.
 
     def _on_assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
-        starts = []
-        for committed in self._offsets.committed(assigned):
-            place = (committed.topic, committed.partition)
-            previous = chain_position(committed, self._context.link_id)
-            self._offsets.partitions[place] = Partition(place=place, handed=previous)
-            starts.append(TopicPartition(*place, self._offsets.start(committed)))
-            self._log.info(
-                "partition_assigned",
-                topic=committed.topic,
-                partition=committed.partition,
-                committed=committed.offset if committed.offset >= 0 else None,
-                chain="restarts" if previous == NO_POSITION else "goes on",
-            )
+        starts = self._offsets.begin(assigned)
+        if starts is None:
+            self._forget(assigned)
+            self._ended = self._ended or _ClientFailed("where the group stands in its partitions is not known")
+            return
         self._ask(lambda: consumer.incremental_assign(starts))
         # A partition that was lost while it was paused (`_keep_alive`) comes back paused, and would stay so for ever.
         self._ask(lambda: consumer.resume(starts))
@@ -456,11 +448,10 @@ class _Session:
             partition, ends = self._offsets.partitions.get(place), self._offsets.ends(place)
             if partition is None or ends is None:
                 continue
-            del self._resets[place]
             topic, number = place
             first, end = ends
             if wanted < 0:
-                first = self._offsets.start(TopicPartition(topic, number))
+                first = self._offsets.start(ends)
             elif wanted < first:
                 self._counters["records_expired"] += first - wanted
                 self._log.error(
@@ -468,11 +459,14 @@ class _Session:
                     effect="the source had deleted them before they were read",
                 )  # fmt: skip
             else:
-                partition.handed = NO_POSITION
+                if not self._offsets.commit_beginnings([TopicPartition(*place, first)]):
+                    continue
+                partition.handed, partition.since = NO_POSITION, 0
                 self._counters["offsets_went_back"] += 1
                 self._log.warning(
                     "offsets_went_back", topic=topic, partition=number, wanted=wanted, end=end, start=first
                 )
+            del self._resets[place]
             self._go_to(place, first)
 
     def _go_to(self, place: Place, offset: int) -> None:

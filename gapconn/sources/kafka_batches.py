@@ -32,6 +32,8 @@ class Partition:
     place: Place
     handed: int
     """Position of the last record handed over, also in earlier runs of this link: the chain's last link."""
+    since: int = 0
+    """While nothing was handed over: the session of this link that began here before; 0 if none did."""
     sent: int = NO_POSITION
     """Position of the last record that the kernel took. Written in Trio's thread."""
     committed: int = NO_POSITION
@@ -143,6 +145,7 @@ class Columns:
             stream=partition.place[0],
             partition=partition.place[1],
             previous=partition.handed if first > partition.handed else NO_POSITION,
+            since=partition.since if partition.handed == NO_POSITION else 0,
             positions=self.positions[start:end],
             values=self.values[start:end],
             keys=None if self.keys is None else self.keys[start:end],

@@ -3,6 +3,9 @@
 Each commit says in its metadata which link made it, and which record that link had sent before the offset. So whoever
 gets the partition next knows whether the record before its first one crossed *this* link (then the chain of positions
 goes on) or another pair's (then it restarts, and nothing is called lost).
+
+Where the chain restarts, that is committed too, before anything is sent: a process that is killed before it could
+commit what it sent leaves behind that it began here, and the next one goes on with that chain (GC-ONCE-1).
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final, Literal, Protocol, TypeVar
 
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_STORED, Consumer, KafkaError, TopicPartition
+from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from gapconn.kafka_client import BrokerWatch
 from gapconn.plugins import Context
@@ -33,6 +36,17 @@ class Ask(Protocol):
 def commit_metadata(link_id: int, previous: int) -> str:
     """The text beside a committed offset: which link committed, and the last record it sent before the offset."""
     return f"gapconn link={link_id} previous={previous}"
+
+
+def beginning_metadata(link_id: int, epoch: int) -> str:
+    """The text beside an offset at which this session of this link began to read, having sent nothing yet."""
+    return f"gapconn link={link_id} since={epoch}"
+
+
+def began_in(committed: TopicPartition, link_id: int) -> int:
+    """The session of this link that began at the committed offset and acknowledged nothing behind it; 0 if none did."""
+    said = re.fullmatch(r"gapconn link=(\d+) since=(\d+)", committed.metadata or "")
+    return int(said[2]) if said is not None and int(said[1]) == link_id and committed.offset >= 0 else 0
 
 
 def chain_position(committed: TopicPartition, link_id: int) -> int:
@@ -79,33 +93,70 @@ class Offsets:
         self._commit_interval_s = commit_interval_s
         self._next_commit = time.monotonic() + commit_interval_s
 
-    def committed(self, partitions: list[TopicPartition]) -> list[TopicPartition]:
-        """The group's offsets with their metadata; without an answer, what makes librdkafka ask for them itself."""
+    def begin(self, assigned: list[TopicPartition]) -> list[TopicPartition] | None:
+        """Take these partitions over: where to begin to read them; None when the brokers do not say, or not take it.
+
+        Then nothing may be read: the egress could not tell what it has of it already.
+        """
+        committed = self._committed(assigned)
+        if committed is None:
+            return None
+        starts, restarts = [], []
+        for each in committed:
+            place = (each.topic, each.partition)
+            offset = each.offset if each.offset >= 0 else self._first(place)
+            if offset is None:
+                return None
+            start = TopicPartition(*place, offset)
+            previous, since = chain_position(each, self._context.link_id), began_in(each, self._context.link_id)
+            if previous == NO_POSITION and not since:
+                restarts.append(start)
+            self.partitions[place] = Partition(place=place, handed=previous, since=since)
+            starts.append(start)
+            self._log.info(
+                "partition_assigned",
+                topic=each.topic,
+                partition=each.partition,
+                committed=each.offset if each.offset >= 0 else None,
+                chain="restarts" if previous == NO_POSITION and not since else "goes on",
+            )
+        return starts if self.commit_beginnings(restarts) else None
+
+    def commit_beginnings(self, starts: list[TopicPartition]) -> bool:
+        """Commit that this session begins at these offsets; whether the brokers have it (GC-ONCE-1)."""
+        metadata = beginning_metadata(self._context.link_id, self._context.epoch)
+        offsets = [TopicPartition(each.topic, each.partition, each.offset, metadata=metadata) for each in starts]
+        return (
+            not offsets or self._insist(lambda: self.consumer.commit(offsets=offsets, asynchronous=False)) is not None
+        )
+
+    def start(self, ends: tuple[int, int]) -> int:
+        """Where to begin to read a partition with these ends, for which the group has no offset."""
+        return ends[0] if self._start_at == "earliest" else ends[1]
+
+    def _first(self, place: Place) -> int | None:
+        ends = self.ends(place)
+        return None if ends is None else self.start(ends)
+
+    def _committed(self, partitions: list[TopicPartition]) -> list[TopicPartition] | None:
+        """The group's offsets with their metadata; None without an answer."""
         if not partitions:
             return []
+        return self._insist(lambda: self.consumer.committed(partitions, timeout=REQUEST_TIMEOUT_S))
+
+    def _insist(self, request: Callable[[], list[TopicPartition] | None]) -> list[TopicPartition] | None:
+        """The answer to a request, asked again for a while; None, counted and logged, when there is none."""
         deadline = time.monotonic() + REQUEST_TIMEOUT_S
         while time.monotonic() < deadline:
-            committed = self._ask(lambda: self.consumer.committed(partitions, timeout=REQUEST_TIMEOUT_S))
-            if committed is not None and all(offset.error is None for offset in committed):
-                return committed
+            answer = self._ask(request)
+            if answer is not None and all(offset.error is None for offset in answer):
+                return answer
             time.sleep(0.1)  # The group's coordinator may be moving.
-        self._counters["chain_unknown"] += 1
-        self._log.warning("committed_offsets_unknown", effect="the chains of positions restart")
-        return [TopicPartition(*place, OFFSET_STORED) for place in places_of(partitions)]
-
-    def start(self, committed: TopicPartition) -> int:
-        """Where to begin to read."""
-        if committed.offset >= 0 or committed.offset == OFFSET_STORED:
-            return committed.offset
-        if self._start_at == "earliest":
-            return OFFSET_BEGINNING
-        ends = self.ends((committed.topic, committed.partition))
-        if ends is None:
-            return OFFSET_END
-        # Committed at once: else a crash before the first commit would make the next start begin at a later end.
-        metadata = commit_metadata(self._context.link_id, NO_POSITION)
-        self._commit_soon([TopicPartition(committed.topic, committed.partition, ends[1], metadata=metadata)])
-        return ends[1]
+        self._counters["offsets_unknown"] += 1
+        self._log.warning(
+            "committed_offsets_unknown", effect="nothing is read of these partitions before they are known"
+        )
+        return None
 
     def ends(self, place: Place) -> tuple[int, int] | None:
         """The first offset that is there and the next one to be written."""

@@ -10,8 +10,10 @@ import trio
 
 from gapconn.errors import SourceError
 from gapconn.plugins import Context
-from gapconn.record import Batch, decode_batch, encode_batch
-from gapconn.sinks import Delivery
+from gapconn.protocol.positions import Standing
+from gapconn.protocol.receiver import Progress
+from gapconn.record import Batch, Records, decode_batch, encode_batch
+from gapconn.sinks import Delivery, Reached
 
 
 def make_context(*, link: str = "test", link_id: int = 1, epoch: int = 1) -> Context:
@@ -69,6 +71,8 @@ class ScriptedInlet:
     """Message numbers of the late deliveries that the sink could not use."""
     finds: list[tuple[str, int, int]] = attrs.field(factory=list)
     """stream, first, last: reported lost before, and there after all."""
+    noted: int = 0
+    """How many of the losses the sink has asked to note."""
 
     def __aiter__(self) -> AsyncIterator[Delivery]:
         return _Player(self)
@@ -84,6 +88,7 @@ class ScriptedInlet:
             lost_before=lost_before,
             batch=crossed,
             late=late,
+            reached=_reached(crossed, epoch=epoch, message=message, late=late),
             accept=lambda: self.accepted.append(message),
             decline=lambda: self.declined.append(message),
         )
@@ -93,6 +98,24 @@ class ScriptedInlet:
 
     def found(self, *, stream: str, first: int, last: int) -> None:
         self.finds.append((stream, first, last))
+
+    async def note_losses(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.noted = len(self.losses)
+
+
+def _reached(batch: Batch, *, epoch: int, message: int, late: bool = False) -> Reached:
+    """Where an egress would stand behind this message, the records of those before it not counted."""
+    positions = {
+        (part.stream, part.partition): Standing(epoch, 0, part.positions[-1])
+        for part in batch.parts
+        if isinstance(part, Records) and part.positions
+    }
+    next_message = 0 if late else message + 1
+    return Reached(
+        progress=Progress(epoch=epoch, next_message=next_message, next_record=batch.record_count, positions=positions),
+        late=((epoch, message),) if late else (),
+    )
 
 
 class _Player:
@@ -148,6 +171,7 @@ class Pipe:
                     message=number,
                     lost_before=lost_before,
                     batch=_crossed(batch, self.batch_bytes_max),
+                    reached=_reached(batch, epoch=self._epoch, message=number),
                     accept=lambda: self.accepted.append(number),
                 )
             )
@@ -169,3 +193,6 @@ class Pipe:
 
     def found(self, *, stream: str, first: int, last: int) -> None:
         """Nothing comes late here."""
+
+    async def note_losses(self) -> None:
+        await trio.lowlevel.checkpoint()

@@ -12,7 +12,8 @@ import trio
 
 from gapconn.record import NO_POSITION, Batch, Records
 from gapconn.sinks import Delivery
-from gapconn.sinks.kafka import KafkaSink, KafkaSinkConfig
+from gapconn.sinks.kafka import KafkaSink
+from gapconn.sinks.kafka_config import KafkaSinkConfig
 from gapconn.sources.kafka import KafkaSource, KafkaSourceConfig
 from gapconn.testing.pipes import Pipe, make_context
 from tests.kafka.cluster import Cluster, Entry

@@ -178,9 +178,9 @@ class Ends:
         lines += ["[admin]", f'listen = "{self.host}:0"', "[log]", 'format = "json"']
         self.file.write_text("\n".join(lines) + "\n")
 
-    def remember_a_session(self, state_directory: str = "state") -> None:
+    def remember_a_session(self, state_directory: str = "state", name: str = "orders") -> None:
         """Give the ingress a stored state, so that its next session need not announce itself first."""
-        link = Link(name="orders", address=self.address)
+        link = Link(name=name, address=self.address)
         with IngressState.open(self.directory / state_directory, link.name, link.id) as state:
             state.begin_session(1)
 

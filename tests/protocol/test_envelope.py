@@ -27,7 +27,7 @@ def runs(draw: st.DrawFn) -> Run:
         last=last,
         count=draw(st.integers(1, min(last - first + 1, 2**32))),
         begun=draw(st.integers(0, first)),
-        continues=draw(st.booleans()),
+        continues=draw(st.booleans() | st.integers(1, 2**64 - 1)),
         chain=draw(st.integers(0, 2**64 - 1)),
     )
 

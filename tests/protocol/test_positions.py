@@ -15,7 +15,7 @@ from gapconn.protocol.positions import DeliveredPositions, SentPositions, Standi
 from gapconn.protocol.registry import POSITIONS_TRACKED_MAX
 
 S = ("orders", 3)
-EPOCH = 2
+EPOCH = 7
 """Of the session."""
 
 
@@ -27,7 +27,7 @@ def run(
     key: StreamPartition = S,
     *,
     begun: int = 0,
-    continues: bool = False,
+    continues: int = False,
     chain: int = 0,
 ) -> Run:
     """A run of records, of the chain that message `chain` began at position `begun`."""
@@ -80,6 +80,15 @@ ROWS = [
         earlier(20), run(11, 12, 12, begun=9, continues=True), [], 20, 20, id="goes on behind, its first run is lost"
     ),
     pytest.param(earlier(9), told(12, begun=9, continues=True), [(10, 12)], None, 12, id="told, goes on"),
+    # An earlier session had begun there, and acknowledged nothing: the ingress does not know what it sent.
+    pytest.param(earlier(10), run(-1, 9, 12, begun=9, continues=EPOCH - 2), [], 10, 12, id="goes on from somewhere"),
+    pytest.param(earlier(12), run(-1, 0, 12, continues=EPOCH - 1), [], 12, 12, id="goes on, all of it sent again"),
+    pytest.param(earlier(30), run(12, 13, 15, begun=9, continues=EPOCH - 1), [], 30, 30, id="goes on behind that"),
+    pytest.param(
+        earlier(10), run(12, 13, 15, begun=9, continues=EPOCH - 1), [(11, 12)], None, 15, id="goes on, lost in between"
+    ),
+    pytest.param(None, run(-1, 9, 12, begun=9, continues=EPOCH - 1), [], None, 12, id="goes on, nothing had arrived"),
+    pytest.param(earlier(500), run(-1, 9, 12, begun=9, continues=EPOCH), [], None, 12, id="d is from before it began"),
     # A chain begins, and what was delivered by others does not count.
     pytest.param(None, run(-1, 9, 12, begun=9), [], None, 12, id="begins, no d known"),
     pytest.param(earlier(20), run(-1, 9, 12, begun=9), [], None, 12, id="begins, further back than a session before"),
@@ -217,7 +226,7 @@ def sent_run(previous: int, first: int, last: int, key: StreamPartition = S) -> 
     return Run(key[0], key[1], previous, first, last, last - first + 1)
 
 
-def send(sent: SentPositions, number: int, *runs: Run) -> list[tuple[int, bool, int]]:
+def send(sent: SentPositions, number: int, *runs: Run) -> list[tuple[int, int, int]]:
     """Send a message: what each of its runs says of its chain."""
     chained = sent.chained(number, runs)
     sent.sent(chained)

@@ -11,7 +11,8 @@ from confluent_kafka import Message, murmur2
 from gapconn.errors import SinkError
 from gapconn.record import NO_POSITION, Batch, Header, Records, TimestampType
 from gapconn.sinks import Delivery
-from gapconn.sinks.kafka import KafkaSink, KafkaSinkConfig, _Run
+from gapconn.sinks.kafka import KafkaSink, _Run
+from gapconn.sinks.kafka_config import KafkaSinkConfig
 from gapconn.testing.kafka_broker import KafkaNode
 from gapconn.testing.pipes import ScriptedInlet, make_context
 from tests.kafka.cluster import Cluster

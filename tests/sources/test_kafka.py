@@ -17,7 +17,7 @@ from gapconn.sources import Outlet
 from gapconn.sources import kafka as kafka_source
 from gapconn.sources.kafka import KafkaSource, KafkaSourceConfig
 from gapconn.sources.kafka_batches import Columns
-from gapconn.sources.kafka_offsets import chain_position, commit_metadata
+from gapconn.sources.kafka_offsets import beginning_metadata, chain_position, commit_metadata
 from gapconn.testing.kafka_broker import make_node
 from gapconn.testing.pipes import RecordingOutlet, make_context
 from gapconn.units import Seconds
@@ -119,7 +119,8 @@ async def test_offsets_are_committed_only_after_the_records_were_taken(kafka: Cl
     async with running(kafka, crashing, group=group, topics=[topic], commit_interval=Seconds(0.05)):
         await crashing.wait_until(has(5))
         await trio.sleep(0.3)  # Several commit intervals in which nothing may be committed.
-    assert kafka.committed(group, topic).offset < 0
+    committed = kafka.committed(group, topic)
+    assert (committed.offset, committed.metadata) == (0, beginning_metadata(1, 1))  # where it began, and nothing more
 
     outlet = GatedOutlet()
     async with running(kafka, outlet, group=group, topics=[topic], commit_interval=Seconds(0.05)):
@@ -154,6 +155,39 @@ async def test_the_chain_goes_on_for_the_same_link_only(kafka: Cluster) -> None:
         assert chains_hold(outlet.batches)
         previous.append(records_of(outlet.batches)[0].previous)
     assert previous == [NO_POSITION, 2, NO_POSITION, NO_POSITION]
+
+
+@pytest.mark.req("GC-ONCE-1", "GC-DLV-16")
+@pytest.mark.parametrize("given", [None, 2])
+async def test_who_crashed_before_its_first_commit_has_said_where_it_began(kafka: Cluster, given: int | None) -> None:
+    """`given`: an offset that an operator has set, so that the chain restarts there."""
+    topic, group = kafka.create_topic(), kafka.name()
+    kafka.send(topic, numbered(5))
+    if given is not None:
+        kafka.commit(group, topic, given)
+    chains = []
+    for epoch in (7, 8, 9):
+        crashing = GatedOutlet(flush_timeout_s=0.2)
+        async with running(kafka, crashing, make_context(epoch=epoch), group=group, topics=[topic]):
+            await crashing.wait_until(has(5 - (given or 0)))
+            committed = kafka.committed(group, topic)
+        run = records_of(crashing.batches)[0]
+        chains.append((run.positions[0], run.previous, run.since))
+        assert (committed.offset, committed.metadata) == (given or 0, beginning_metadata(1, 7))
+    assert chains == [(given or 0, NO_POSITION, since) for since in (0, 7, 7)]
+
+
+@pytest.mark.req("GC-ONCE-1")
+async def test_the_beginning_of_another_link_is_not_ones_own(kafka: Cluster) -> None:
+    topic, group = kafka.create_topic(), kafka.name()
+    kafka.send(topic, numbered(2))
+    for link_id in (1, 2):
+        crashing = GatedOutlet(flush_timeout_s=0.2)
+        context = make_context(link_id=link_id, epoch=5)
+        async with running(kafka, crashing, context, group=group, topics=[topic]):
+            await crashing.wait_until(has(2))
+        assert records_of(crashing.batches)[0].since == 0
+        assert kafka.committed(group, topic).metadata == beginning_metadata(link_id, 5)
 
 
 @pytest.mark.req("GC-DLV-16")
@@ -487,7 +521,7 @@ async def test_partitions_that_are_lost_are_dropped_and_read_again_from_what_was
     async with running(kafka, outlet, group=group, topics=[topic], client=client) as context:
         await eventually(lambda: context.status.get("partitions") == [f"{topic}/0"])
         await eventually(lambda: context.counters["partitions_lost"] > 0)
-        assert kafka.committed(group, topic).offset < 0
+        assert kafka.committed(group, topic).offset == 0  # where it began
         outlet.take()
         await outlet.wait_until(lambda batches: b"199" in values_of(batches))
         await eventually(lambda: kafka.committed(group, topic).offset == 200)

@@ -106,7 +106,7 @@ def _fields_of(spans: list[Span]) -> list[tuple[str, int, int, int, int, str, bo
     return [(s.stream, s.partition, s.first, s.last, s.count, s.gone, s.again) for s in spans]
 
 
-def _fields(runs: list[Run]) -> list[tuple[str, int, int, int, int, int, int, bool, int]]:
+def _fields(runs: list[Run]) -> list[tuple[str, int, int, int, int, int, int, int, int]]:
     return [(r.stream, r.partition, r.previous, r.first, r.last, r.count, r.begun, r.continues, r.chain) for r in runs]
 
 

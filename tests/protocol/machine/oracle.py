@@ -26,7 +26,7 @@ from tests.protocol.sealing import unseal
 Event: TypeAlias = tuple[Any, ...]
 """Its kind and what it says, for example `("lost", epoch, first, last, cause)`."""
 StreamPartition: TypeAlias = tuple[str, int]
-PlainRun: TypeAlias = tuple[str, int, int, int, int, int, int, bool, int]
+PlainRun: TypeAlias = tuple[str, int, int, int, int, int, int, int, int]
 """stream, partition, previous, first, last, count, begun, continues, chain"""
 
 STARTUP, DATA, HEARTBEAT, SHUTDOWN = 1, 2, 3, 4
@@ -757,7 +757,8 @@ class ReceiverOracle:
         key = (stream, partition)
         session, of_chain, delivered = self.positions.get(key, (0, 0, -1))
         same_chain = session == self.session and of_chain == chain
-        if session and previous != -1 and (same_chain or continues):
+        # An earlier session counts if any does (true, which is 1), or if it is not before the one that is named.
+        if session and ((previous != -1 and same_chain) or (continues and session >= continues)):
             if previous > delivered:
                 self._tell("missing", self.session, stream, partition, delivered + 1, previous)
             if previous < delivered and count:
