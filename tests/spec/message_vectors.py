@@ -51,6 +51,7 @@ def _whole() -> list[WholeMessage]:
         _batch("a body and no positions", b"a body", [], first_record=30),
         _batch("positions of two stream partitions", bytes(range(64)), [chain, holes], first_record=9, record_count=7),
         _batch("a stream without a name, and its first record", b"x", [Run("", 0, -1, 0, 0, 1, 0, False, 0)]),
+        _batch("a chain that continues sessions from one on", b"x", [Run("orders", 0, -1, 0, 0, 1, 0, TOP_64, 0)]),
         _batch("largest numbers", b"x", extreme, first_record=TOP_64, record_count=2**32 - 1),
         *map(_compressed, (Compression.ZSTD, Compression.LZ4)),
         _positions("positions only", told),
@@ -106,7 +107,7 @@ def _fields_of(spans: list[Span]) -> list[tuple[str, int, int, int, int, str, bo
     return [(s.stream, s.partition, s.first, s.last, s.count, s.gone, s.again) for s in spans]
 
 
-def _fields(runs: list[Run]) -> list[tuple[str, int, int, int, int, int, int, int, int]]:
+def _fields(runs: list[Run]) -> list[tuple[str, int, int, int, int, int, int, bool | int, int]]:
     return [(r.stream, r.partition, r.previous, r.first, r.last, r.count, r.begun, r.continues, r.chain) for r in runs]
 
 

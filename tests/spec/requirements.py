@@ -32,6 +32,7 @@ FILES = {
     "COMP": "compression.md",
     "FEC": "fec.md",
     "SEC": "security.md",
+    "ONCE": "exactly_once.md",
 }
 """Where the requirements of each area are."""
 

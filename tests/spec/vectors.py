@@ -91,7 +91,7 @@ class WholeMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Name in registry.toml."""
     first_record: int
     record_count: int
-    positions: list[tuple[str, int, int, int, int, int, int, int, int]]
+    positions: list[tuple[str, int, int, int, int, int, int, bool | int, int]]
     """Runs; none in a repair."""
     spans: list[tuple[str, int, int, int, int, str, bool]]
     """Of a repair."""
