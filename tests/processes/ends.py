@@ -27,7 +27,7 @@ LIMIT_S = 60.0
 POLL_S = 0.05
 
 
-def _toml(value: str | int | Mapping[str, str]) -> str:
+def _toml(value: str | int | list[str] | Mapping[str, str]) -> str:
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{key} = {json.dumps(item)}" for key, item in value.items()) + " }"
     return json.dumps(value)
@@ -159,10 +159,10 @@ class Ends:
         return self.directory / "pair.toml"
 
     def configure(
-        self, source: str = "", sink: str = "", spool: str = "", **link: str | int | Mapping[str, str]
+        self, source: str = "", sink: str = "", spool: str = "", **link: str | int | list[str] | Mapping[str, str]
     ) -> None:
         """Write the configuration file. `link`: keys of [link] beside those that every test has."""
-        keys: dict[str, str | int | Mapping[str, str]] = {
+        keys: dict[str, str | int | list[str] | Mapping[str, str]] = {
             "name": "orders",
             "address": str(self.address),
             "rate": "100 Mbit/s",
