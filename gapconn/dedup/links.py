@@ -108,6 +108,11 @@ class LinkBook:
             links={name: LinkCounts() for name in dict.fromkeys(names)},
         )
 
+    def begin(self) -> None:
+        """The inputs are read from now on: nothing that was not read before was missed by a link."""
+        for counts in self.links.values():
+            counts.missed_since, counts.missed_since_s = 0, math.inf
+
     def waited_for(self) -> list[str]:
         """The links of which something may still be hoped for: those that are not silent."""
         return [name for name, counts in self.links.items() if Alarm.SILENT not in counts.alarms]
