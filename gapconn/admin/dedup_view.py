@@ -51,6 +51,7 @@ class DedupView:
                     "records": counts.records,
                     "first": counts.first,
                     "repeats": counts.repeats,
+                    "again": counts.again,
                     "late": counts.late,
                     "unidentified": counts.unidentified,
                     "quiet_s": None if counts.last_s is None else round(now_s - counts.last_s, 3),
@@ -78,17 +79,36 @@ class DedupView:
         """Everything that is worth a curve or an alert."""
         service, now_s = self._service, time.monotonic()
         links = service.book.links
-        for name, help_text, values in (
-            ("gapconn_dedup_input_records_total", "Records that came over each link.",
-             {link: counts.records for link, counts in links.items()}),
-            ("gapconn_dedup_input_first_total", "Of these, records that no other link had brought before.",
-             {link: counts.first for link, counts in links.items()}),
-            ("gapconn_dedup_input_repeats_total", "Of these, copies that were dropped.",
-             {link: counts.repeats for link, counts in links.items()}),
-            ("gapconn_dedup_input_unidentified_total", "Of these, records without id.",
-             {link: counts.unidentified for link, counts in links.items()}),
-        ):  # fmt: skip
-            yield counters(name, help_text, "input", values)
+        yield counters(
+            "gapconn_dedup_input_records_total",
+            "Records that came over each link.",
+            "input",
+            {link: counts.records for link, counts in links.items()},
+        )
+        yield counters(
+            "gapconn_dedup_input_first_total",
+            "Of these, records that no other link had brought before.",
+            "input",
+            {link: counts.first for link, counts in links.items()},
+        )
+        yield counters(
+            "gapconn_dedup_input_repeats_total",
+            "Of these, copies that were dropped.",
+            "input",
+            {link: counts.repeats for link, counts in links.items()},
+        )
+        yield counters(
+            "gapconn_dedup_input_again_total",
+            "Of the copies, those that the same link had brought before.",
+            "input",
+            {link: counts.again for link, counts in links.items()},
+        )
+        yield counters(
+            "gapconn_dedup_input_unidentified_total",
+            "Of these, records without id.",
+            "input",
+            {link: counts.unidentified for link, counts in links.items()},
+        )
         yield gauges(
             "gapconn_dedup_input_quiet_seconds",
             "Since a link has brought anything, or since the start.",

@@ -85,7 +85,7 @@ class Dedup:
     window: Seconds = option(
         default=Seconds(600.0),
         help="For identities other than `origin`: how long an id is remembered. A copy that comes later passes.",
-        allowed='"1s" to "30 d" in seconds',
+        allowed='"1s" to "720h"',
         validator=[ge(1), le(30 * 86400)],
     )
     window_records: int = option(
@@ -103,7 +103,7 @@ class Dedup:
         validator=[ge(1), le(100_000)],
     )
     hold: Seconds = option(
-        default=Seconds(0.0),
+        default=Seconds(0),
         help="For `origin`: how long a record that is ahead waits for earlier ones that another link may bring. With 0 "
         "the first copy passes at once, and what fills a hole later has the header `gapconn-late`.",
         allowed='0 to "10 min"',

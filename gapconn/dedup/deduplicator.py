@@ -130,15 +130,21 @@ class OriginDeduplicator(Generic[T]):
 
     def take(self, run: Run[T], now_s: float) -> list[Outgoing[T]]:
         passing: list[Outgoing[T]] = []
-        first = late = unidentified = 0
+        first = late = unidentified = again = 0
         for start, end, name, offsets in _stretches(origins_of(run.headers)):
             if name is None:
                 unidentified += end - start
                 passing += _by_policy(self.unidentified, run, range(start, end))
                 continue
             source = self._source(name, offsets[0])
+            before = source.trail.highs.get(run.link, -1)
             source.trail.brought(run.link, max(offsets))
             verdicts = source.seen.take(offsets)
+            if offsets[0] <= before:
+                again += sum(
+                    offset <= before and verdict is Verdict.REPEAT
+                    for offset, verdict in zip(offsets, verdicts, strict=True)
+                )
             if not any(verdicts):
                 continue
             self._touched[name] = source

@@ -60,7 +60,6 @@ class Clients:
             "queue.buffering.max.messages": 200_000,
             "queue.buffering.max.kbytes": 262_144,
             "linger.ms": 2,
-            "delivery.report.only.error": True,
         }
 
         def on_error(error: KafkaError) -> None:
@@ -69,7 +68,9 @@ class Clients:
             else:
                 self._watch.on_error(error)
 
-        settings = {**self._settings(own), "on_delivery": on_delivery, "error_cb": on_error}
+        # This one setting is the Python client's own, which wants a truth value and no text.
+        own_callbacks = {"on_delivery": on_delivery, "delivery.report.only.error": True, "error_cb": on_error}
+        settings = {**self._settings(own), **own_callbacks}
         return self._made(lambda: Producer(settings))
 
     def consumer(self) -> Consumer:

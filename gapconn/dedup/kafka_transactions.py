@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -76,9 +77,7 @@ class Transactions:
             try:
                 self._producer.produce(topic, value, key, partition, timestamp=timestamp_ms, headers=headers)
             except BufferError:
-                self._producer.poll(0.05)  # Reports make room.
-                if self._fatal is not None or self._rejected is not None:
-                    self._fail(self._fatal or KafkaError(KafkaError._FAIL))
+                self._poll(0.05)  # Reports make room.
             except KafkaException as exception:
                 self._fail(exception.args[0])
             else:
@@ -94,7 +93,7 @@ class Transactions:
 
     def serve(self) -> None:
         """Let the client library say what it has to say."""
-        self._producer.poll(0)
+        self._poll(0)
 
     def close(self) -> None:
         """Give up what is not committed, and end the producer."""
@@ -102,7 +101,18 @@ class Transactions:
         if self.open:
             with contextlib.suppress(KafkaException):
                 self._producer.abort_transaction(1.0)
-        self._producer.close()
+        with warnings.catch_warnings():
+            # It tries once more to abort, and says so where that fails, as it must for one that was fenced.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            self._producer.close()
+
+    def _poll(self, timeout_s: float) -> None:
+        try:
+            self._producer.poll(timeout_s)
+        except KafkaException as exception:
+            self._fail(exception.args[0])
+        if self._rejected is not None:
+            self._fail(self._rejected[0])
 
     def _insist(self, call: Callable[[float], object]) -> None:
         """Make a call, again and again while it only takes longer."""

@@ -32,6 +32,9 @@ class LinkCounts:
     first: int = 0
     """Of them, those that no other link had brought before."""
     repeats: int = 0
+    again: int = 0
+    """Of the repeats, those that this very link had brought before, or gone past: sent again by its ingress, or the
+    source topic was made anew and counts from 0."""
     late: int = 0
     """Of the first ones, those that filled a hole behind later records."""
     unidentified: int = 0

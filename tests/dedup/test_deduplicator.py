@@ -97,6 +97,16 @@ def test_the_first_copy_passes_and_one_that_fills_a_hole_is_marked() -> None:
     assert (counts.records, counts.first, counts.repeats, counts.late) == (7, 3, 4, 2)
 
 
+def test_what_the_same_link_brings_again_is_told_apart_from_the_other_links_copies() -> None:
+    """A source topic that was made anew counts from 0: everything looks like a repeat, and somebody must see that."""
+    dedup = by_origin()
+    dedup.take(run("a", [10, 11, 12]), 0)
+    dedup.take(run("b", [10, 11, 12]), 0)
+    assert [dedup.book.links[link].again for link in "ab"] == [0, 0]
+    assert items(dedup.take(run("a", [9, 11, 12, 13]), 0)) == [9, 13]
+    assert dedup.book.links["a"].again == 2
+
+
 def test_source_partitions_are_apart() -> None:
     dedup = by_origin()
     assert items(dedup.take(run("a", [1], source="c/t/0"), 0)) == [1]
