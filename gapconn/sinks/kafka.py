@@ -31,6 +31,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from trio_util import AsyncValue
 
 from gapconn.backoff import Backoff
+from gapconn.dedup.repeats import RepeatFilter
 from gapconn.errors import SinkError
 from gapconn.kafka_client import BrokerWatch, library_settings
 from gapconn.plugins import Carries, Context
@@ -121,6 +122,7 @@ class KafkaSink:
         self._log = context.log
         self._counters = context.counters
         self._watch = BrokerWatch(context)
+        self._repeats = RepeatFilter(config.dedup, context)
         self._flights: deque[_Flight] = deque()
         """Deliveries that are not accepted yet, oldest first."""
         self._bytes_held = AsyncValue(0)
@@ -182,7 +184,7 @@ class KafkaSink:
         """Line up the deliveries."""
         try:
             async for delivery in inlet:
-                flight = self._flight(delivery)
+                flight = self._flight(self._repeats.of(delivery))
                 await self._bytes_held.wait_value(lambda held: held < self._config.in_flight_bytes)
                 self._flights.append(flight)
                 self._bytes_held.value += flight.size_bytes

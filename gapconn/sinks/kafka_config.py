@@ -8,7 +8,8 @@ from typing import Any, Final, Literal
 import attrs
 from attrs.validators import ge, le
 
-from gapconn.config import option
+from gapconn.config import option, subsection
+from gapconn.dedup.repeats import SinkDedup
 from gapconn.errors import SinkError
 from gapconn.kafka_client import check_settings
 from gapconn.units import Bytes, Seconds
@@ -92,6 +93,7 @@ class KafkaSinkConfig:
     client: dict[str, Any] = option(
         factory=dict, secret=True, help="Any further setting of librdkafka, such as those for TLS and SASL."
     )
+    dedup: SinkDedup = subsection(SinkDedup, help="Copies that come over this link are left out.")
 
     @bootstrap_servers.validator
     def _check_bootstrap_servers(self, attribute: attrs.Attribute[str], value: str) -> None:
