@@ -117,7 +117,7 @@ class AdminClient:
         except (trio.TooSlowError, httpx.TimeoutException):
             raise NoAnswerError(f"{self.url}{path}: no answer within {self._timeout_s:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise NoAnswerError(f"{self.url}{path}: {error or type(error).__name__}") from error
+            raise NoAnswerError(f"{self.url}{path}: {str(error) or type(error).__name__}") from error
 
     def _done(self, answer: httpx.Response) -> dict[str, Any]:
         facts = self._json(answer)

@@ -50,7 +50,7 @@ def make_app(view: AdminView) -> Starlette:
         *view.pages(),
     ]
     routes = [Route(page.path, page.endpoint, methods=[page.method]) for page in pages]
-    app = Starlette(routes=[Route("/", index), *routes])
+    app = Starlette(routes=[*routes, Route("/", index)])  # a view may have an index of its own
     app.router.redirect_slashes = False
     return app
 

@@ -29,11 +29,11 @@ class AdminView(Protocol):
 
     @property
     def role(self) -> str:
-        """`"ingress"` or `"egress"`."""
+        """`"ingress"`, `"egress"` or `"monitor"`."""
 
     @property
     def link(self) -> str:
-        """Name of the link."""
+        """Name of the link; empty where there is not one."""
 
     def health(self) -> list[str]:
         """What is wrong, a sentence each; empty when all is well."""
