@@ -33,7 +33,10 @@ class Health:
 
 
 class AdminClient:
-    """One end's admin endpoint. Connections are kept between requests.
+    """One end's admin endpoint.
+
+    Each request has a connection of its own: an idle one may be closed by the other side at the moment at which it is
+    used again, and that would look like a dead end.
 
     Args:
         url: Such as `http://192.0.2.10:9464`.
@@ -51,6 +54,7 @@ class AdminClient:
             trust_env=False,
             verify=verify,
             timeout=timeout_s,
+            limits=httpx.Limits(max_keepalive_connections=0),
             headers={"Authorization": f"Bearer {token}"} if token else {},
         )
 

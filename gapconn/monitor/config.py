@@ -137,7 +137,7 @@ class WatchedPair:
     )
     action: Literal["http", "command", "webhook"] = option(
         default="http",
-        help="How the ingress is taken out: its own `/pause` (it goes back to what its egress has delivered, so nothing "
+        help="How the ingress is taken out: its own `/pause` (it goes back to where its egress stands, so nothing "
         "is lost), a command, or a webhook. The last two stop it where it is: what it sent in vain stays lost.",
     )
     pause_command: list[str] = option(factory=list, help="Program and arguments that take the ingress out.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from functools import partial
 from typing import Final
@@ -28,6 +29,7 @@ async def serve_monitor(settings: MonitorSettings) -> None:
         GapconnError: it cannot start.
     """
     monitor = settings.monitor
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells each request
     log = structlog.get_logger().bind(monitor=monitor.name)
     memory = Memory(monitor.state_file)
     remembered = await trio.to_thread.run_sync(memory.load)
@@ -37,7 +39,8 @@ async def serve_monitor(settings: MonitorSettings) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             bound = await nursery.start(partial(serve_admin, setting="[monitor] listen"), monitor.listen, view)
-            log.info("monitor_started", pairs=[pair.name for pair in settings.pairs], address=str(bound))
+            log.info("admin_listening", address=str(bound))
+            log.info("monitor_started", pairs=[pair.name for pair in settings.pairs])
             nursery.start_soon(notifier.run, name="monitor.notify")
             nursery.start_soon(_remember, memory, watchers, log, name="monitor.memory")
             for watcher in watchers:
