@@ -118,7 +118,7 @@ class Watcher:
 
     async def _ask_egress(self, client: AdminClient) -> None:
         self.egress = await self._asked(client.health)
-        if self.egress.answered:
+        if self.egress.answered and self.egress.facts.get("role") == "egress":
             try:
                 self.positions = await client.positions()
             except LinkError as error:  # the last ones that were known still count
