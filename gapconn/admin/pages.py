@@ -1,9 +1,9 @@
-"""The pages of the admin endpoint: `/health`, `/ready`, `/metrics`, `/status`, and `/` that links them. Read only."""
+"""The pages of the admin endpoint: `/health`, `/ready`, `/metrics`, `/status`, those of one end, and `/`."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -14,9 +14,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from gapconn.admin.metrics import make_registry
-from gapconn.admin.view import AdminView
-
-_Endpoint = Callable[[Request], Awaitable[Response]]
+from gapconn.admin.view import AdminView, Page
 
 _OPENMETRICS = "application/openmetrics-text"
 _FRESH = {"Cache-Control": "no-store"}
@@ -27,7 +25,7 @@ def make_app(view: AdminView) -> Starlette:
     registry = make_registry(view)
 
     async def health(request: Request) -> Response:
-        return _verdict(view.health(), good="ok", bad="failing")
+        return _verdict(view.health(), good="ok", bad="failing", facts=view.health_facts())
 
     async def ready(request: Request) -> Response:
         return _verdict(view.ready(), good="ready", bad="not ready")
@@ -39,44 +37,53 @@ def make_app(view: AdminView) -> Starlette:
         return Response(encode(registry), headers={"Content-Type": media_type, **_FRESH})
 
     async def status(request: Request) -> Response:
-        return _json(view.status())
+        return json_response(view.status())
 
     async def index(request: Request) -> Response:
         return HTMLResponse(_index(view, pages), headers=_FRESH)
 
-    pages: dict[str, tuple[str, _Endpoint]] = {
-        "/health": ("is anything wrong? 200 or 503", health),
-        "/ready": ("can data pass? 200 or 503", ready),
-        "/metrics": ("for Prometheus", metrics),
-        "/status": ("everything, as JSON", status),
-    }
-    app = Starlette(routes=[Route("/", index), *(Route(path, endpoint) for path, (_, endpoint) in pages.items())])
+    pages = [
+        Page("/health", "is anything wrong? 200 or 503", health),
+        Page("/ready", "can data pass? 200 or 503", ready),
+        Page("/metrics", "for Prometheus", metrics),
+        Page("/status", "everything, as JSON", status),
+        *view.pages(),
+    ]
+    routes = [Route(page.path, page.endpoint, methods=[page.method]) for page in pages]
+    app = Starlette(routes=[*routes, Route("/", index)])  # a view may have an index of its own
     app.router.redirect_slashes = False
     return app
 
 
-def _verdict(problems: list[str], *, good: str, bad: str) -> Response:
+def _verdict(problems: list[str], *, good: str, bad: str, facts: Mapping[str, Any] | None = None) -> Response:
     if problems:
-        return _json({"status": bad, "problems": problems}, status_code=503)
-    return _json({"status": good})
+        return json_response({"status": bad, "problems": problems, **(facts or {})}, status_code=503)
+    return json_response({"status": good, **(facts or {})})
 
 
-def _json(content: dict[str, Any], status_code: int = 200) -> Response:
+def json_response(content: Mapping[str, Any], status_code: int = 200) -> Response:
+    """`content` as an answer that nobody keeps."""
     # A value that JSON does not know is shown as text: a status page must not fail on an odd fact.
     body = msgspec.json.encode(content, enc_hook=str)
     return Response(body, status_code=status_code, media_type="application/json", headers=_FRESH)
 
 
-def _index(view: AdminView, pages: dict[str, tuple[str, _Endpoint]]) -> str:
+def _index(view: AdminView, pages: Sequence[Page]) -> str:
     title = html.escape(f"gapconn {view.role} of link {view.link}")
     problems = _list("Wrong now", [html.escape(problem) for problem in [*view.health(), *view.ready()]])
     found = view.status().get("why", {}).get("findings", [])
     losses = _list("What was lost where, and who else sends", [_finding(each) for each in found])
-    links = _list("Pages", [f'<a href="{path}">{path}</a>: {meaning}' for path, (meaning, _) in pages.items()])
+    links = _list("Pages", [_link(page) for page in pages])
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><h1>{title}</h1>'
         f"{problems}{losses}{links}</html>"
     )
+
+
+def _link(page: Page) -> str:
+    if page.method == "GET":
+        return f'<a href="{page.path}">{page.path}</a>: {page.meaning}'
+    return f"{page.method} {page.path}: {page.meaning}"
 
 
 def _finding(found: dict[str, Any]) -> str:

@@ -91,6 +91,12 @@ class _Inlet:
     def lost(self, *, stream: str, partition: int | None = None, first: int, last: int, reason: str) -> None:
         self.log.warning("datagrams_lost", stream=stream, datagrams=last - first + 1, reason=reason)
 
+    def found(self, *, stream: str, first: int, last: int) -> None:
+        """Nothing comes late here."""
+
+    async def note_losses(self) -> None:
+        await trio.lowlevel.checkpoint()
+
 
 class DatagramDedup:
     """Receives on the addresses of all inputs, and sends what is new."""

@@ -34,6 +34,10 @@ class Partition:
     """Position of the last record handed over, also in earlier runs of this link: the chain's last link."""
     since: int = 0
     """While nothing was handed over: the session of this link that began here before; 0 if none did."""
+    taken_up: int = NO_POSITION
+    """`handed` as it was when the partition was assigned: with it, the chain of an earlier run goes on."""
+    began: int = NO_POSITION
+    """Position of the first record that was read since it was assigned."""
     sent: int = NO_POSITION
     """Position of the last record that the kernel took. Written in Trio's thread."""
     committed: int = NO_POSITION
@@ -62,7 +66,8 @@ class Hand:
         """The kernel took it: these offsets may be committed."""
         for partition, part in zip(self.partitions, self.batch.parts, strict=True):
             assert isinstance(part, Records)
-            partition.sent = part.positions[-1]
+            if partition.owned:
+                partition.sent = part.positions[-1]
 
 
 @attrs.define(kw_only=True)
