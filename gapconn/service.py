@@ -13,6 +13,7 @@ import structlog
 import trio
 from structlog.typing import FilteringBoundLogger
 
+from gapconn.admin.asking_view import AskingView
 from gapconn.admin.control import IngressControl
 from gapconn.admin.egress_view import EgressView
 from gapconn.admin.ingress_view import IngressView
@@ -42,6 +43,9 @@ from gapconn.store.resends import ResendFile
 from gapconn.store.spool import Spool
 from gapconn.store.state import EgressState, IngressState
 from gapconn.units import format_bytes, format_percent, format_rate, format_seconds
+
+QUICK_ANSWER_S = 1.0
+"""A target that answers within it is not worth a page that says that it is asked."""
 
 
 class End(Protocol):
@@ -217,7 +221,7 @@ async def serve_egress(pair: Pair, *, companion: Companion | None = None) -> Non
         try:
             # The socket is open: what comes while the target is asked waits in the kernel's buffer.
             sink = OpenedSink.of(pair, pair.sink)
-            if not await _ask_target(sink, log):
+            if not await _ask_target(sink, pair, log):
                 return
             if sink.reached is not None:
                 resume = await trio.to_thread.run_sync(go_on_from_target, sink.reached, resume, spool, state)
@@ -313,7 +317,7 @@ def _with_losses(resume: Progress | None, state: EgressState, spool: Spool | Non
     )
 
 
-async def _ask_target(sink: OpenedSink, log: FilteringBoundLogger) -> bool:
+async def _ask_target(sink: OpenedSink, pair: Pair, log: FilteringBoundLogger) -> bool:
     """Wait until the sink knows how far its target has come; False if a signal came before."""
     if not sink.can_tell:
         return True
@@ -326,7 +330,14 @@ async def _ask_target(sink: OpenedSink, log: FilteringBoundLogger) -> bool:
                 log.info("stopping", signal=signal.Signals(number).name, grace_s=0)
                 nursery.cancel_scope.cancel()
 
+            async def show() -> None:
+                # Nobody would find a port that changes when the egress begins.
+                if pair.admin is not None and pair.admin.listen.port != 0:
+                    await trio.sleep(QUICK_ANSWER_S)
+                    await serve_admin(pair.admin.listen, AskingView(pair.link, sink.context))
+
             nursery.start_soon(stop)
+            nursery.start_soon(show)
             await sink.resume()
             answered = True
             nursery.cancel_scope.cancel()

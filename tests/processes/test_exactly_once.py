@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import socket
 from collections import Counter
 from typing import Any
 
+import httpx
 import pytest
+import trio
 
 from tests.kafka.cluster import Cluster
-from tests.processes.ends import End, Ends
+from tests.processes.ends import LIMIT_S, POLL_S, End, Ends, free_port
 from tests.processes.test_resend import Topics, all_accepted, command, missing
 
 
@@ -120,3 +124,31 @@ async def test_an_ingress_killed_before_its_first_commit_and_an_egress_without_i
     assert await ledger(topics) == NOTHING_WRONG
     listed = await command(ends, "gaps", "list", str(ends.file), "--json")
     assert json.loads(listed.stdout or "[]") == []
+
+
+@pytest.mark.kafka
+@pytest.mark.req("GC-ONCE-3")
+async def test_an_egress_that_cannot_ask_its_target_says_so_and_can_be_stopped(ends: Ends) -> None:
+    port = free_port(ends.host, socket.SOCK_STREAM)
+    nobody = free_port(ends.host, socket.SOCK_STREAM)
+    ends.configure(
+        sink=f'type = "kafka"\nbootstrap_servers = "{ends.host}:{nobody}"\ndelivery = "exactly-once"',
+    )
+    egress = ends.start("egress", environ={"GAPCONN_ADMIN_LISTEN": f"{ends.host}:{port}"})
+    await egress.wait_logged("progress_not_read")
+    async with httpx.AsyncClient(base_url=f"http://{ends.host}:{port}", trust_env=False, verify=False) as client:
+        answer = await answer_of(client, "/ready")
+        assert answer.status_code == 503
+        assert "the target has not said yet what was delivered" in answer.json()["problems"][0]
+        assert (await client.get("/status")).json()["state"] == "asking the target"
+    assert egress.logged("egress_started") == []
+    assert await egress.stop() == 0
+
+
+async def answer_of(client: httpx.AsyncClient, path: str) -> httpx.Response:
+    """Ask until somebody listens."""
+    with trio.fail_after(LIMIT_S):
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                return await client.get(path, timeout=LIMIT_S)
+            await trio.sleep(POLL_S)
