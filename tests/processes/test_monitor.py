@@ -242,7 +242,7 @@ async def test_the_page_in_a_browser(
     picture = Path(os.environ.get("GAPCONN_TEST_SCREENSHOT", str(tmp_path / "monitor.png")))
     page, drawn = await browse(f"http://{await monitor.admin()}/", tmp_path, picture)
     text = html.unescape(re.sub(r"<[^>]+>", " ", page))
-    assert re.search(r'<p id="headline">1 of 2 pairs work: out: b</p>', page)
+    assert re.search(r'<p id="headline">1 of 2 pairs work, out: b</p>', page)
     rows = dict(re.findall(r'<tr id="pair-(\w+)">(.*?)</tr>', page, re.DOTALL))
     assert set(rows) == {"a", "b"}
     assert "working" in rows["a"]
