@@ -9,7 +9,10 @@ from gapconn.config import Pair
 
 
 def kafka_conflicts(a: Pair, b: Pair) -> Iterator[tuple[str, str]]:
-    """Two that Kafka would take for one, each as (what is wrong, what to do)."""
+    """Two that Kafka would take for one, each as (what is wrong, what to do).
+
+    Sinks are told apart by the names of their links, which differ in any case.
+    """
     ours, theirs = _kafka(a.source), _kafka(b.source)
     if ours is not None and theirs is not None and _same_cluster(ours, theirs) and ours.group_id == theirs.group_id:
         member = ours.client.get("group.instance.id")
@@ -18,13 +21,6 @@ def kafka_conflicts(a: Pair, b: Pair) -> Iterator[tuple[str, str]]:
                 f"both ingresses are the member {member!r} of consumer group {ours.group_id!r}: they would take the"
                 " partitions from each other",
                 'give one of them a "group.instance.id" of its own in source.client',
-            )
-    sink, other = _kafka(a.sink), _kafka(b.sink)
-    if sink is not None and other is not None and _same_cluster(sink, other):
-        for identity in {_transactional_id(sink)} & {_transactional_id(other)} - {None}:
-            yield (
-                f"both egresses write as the transactional id {identity!r}: each start of one would fence the other",
-                "give one of them a transactional id of its own in [sink]",
             )
 
 
@@ -64,10 +60,6 @@ def _same_cluster(a: Any, b: Any) -> bool:
         {name.strip().lower() for name in each.bootstrap_servers.split(",") if name.strip()} for each in (a, b)
     )
     return bool(ours & theirs)
-
-
-def _transactional_id(config: Any) -> Any:
-    return getattr(config, "transactional_id", None) or config.client.get("transactional.id")
 
 
 def _target(sink: Any, topic: str) -> str:
