@@ -37,6 +37,10 @@ class Report:
     """The configurations that are valid on their own."""
     problems: list[str]
     """One sentence each; empty when all may run as they are."""
+    warnings: list[str] = attrs.field(factory=list)
+    """What may run, and is most likely not meant so."""
+    ends: list[str] = attrs.field(factory=list)
+    """The ends that topologies would run."""
 
 
 def check(
@@ -62,11 +66,11 @@ def check(
         except ConfigError as error:
             problems += error.problems if role else map(_with_advice, error.problems)
     for (path, pair), (other_path, other) in combinations(pairs, 2):
-        problems += [f"{path} and {other_path}: {problem}" for problem in _network_conflicts(pair, other)]
+        problems += [f"{path} and {other_path}: {problem}" for problem in network_conflicts(pair, other)]
         if not separate_hosts:
             problems += [
                 f"{path} and {other_path}: {problem} (if they are on different hosts, check with --separate-hosts)"
-                for problem in _host_conflicts(pair, other)
+                for problem in host_conflicts(pair, other)
             ]
     return Report(pairs=pairs, problems=list(dict.fromkeys(problems)))
 
@@ -100,7 +104,8 @@ def _with_advice(problem: str) -> str:
     return f"{problem} (to check the file for the other end only: --role {other.value})"
 
 
-def _network_conflicts(a: Pair, b: Pair) -> Iterator[str]:
+def network_conflicts(a: Pair, b: Pair) -> Iterator[str]:
+    """What two pairs must not have in common wherever they run, a sentence each."""
     same_target = _same_target(a, b)
     if a.link.name == b.link.name and same_target:
         yield f"both are link {a.link.name!r}: two ingresses on one egress, but every egress has exactly one ingress"
@@ -121,8 +126,9 @@ def _network_conflicts(a: Pair, b: Pair) -> Iterator[str]:
         )
 
 
-def _host_conflicts(a: Pair, b: Pair) -> Iterator[str]:
-    if not _same_target(a, b) and _egresses_collide(a, b):
+def host_conflicts(a: Pair, b: Pair, *, egresses: bool = True) -> Iterator[str]:
+    """What two pairs must not have in common on one host; `egresses`: also where their egresses listen."""
+    if egresses and not _same_target(a, b) and _egresses_collide(a, b):
         yield (
             f"both egresses would listen on port {a.link.listen.port} of one host ({a.link.listen} and"
             f" {b.link.listen}); give one of them a link.bind or link.address of its own"

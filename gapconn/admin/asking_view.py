@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import trio
 from prometheus_client.metrics_core import Metric
 
 from gapconn import __version__
+from gapconn.admin.view import Page
 from gapconn.config import Link
 from gapconn.plugins import Context
 
@@ -28,6 +29,14 @@ class AskingView:
         """No alarm can stand yet."""
         return []
 
+    def health_facts(self) -> dict[str, Any]:
+        """Who this is; a monitor sees that it lives."""
+        return {
+            "role": self.role,
+            "link": self.link,
+            "uptime_s": round(trio.current_time() - self._started_at_s, 3),
+        }
+
     def ready(self) -> list[str]:
         """Why no data flows."""
         return ["the target has not said yet what was delivered, and nothing is taken from the gap before"]
@@ -46,4 +55,8 @@ class AskingView:
 
     def metrics(self) -> Iterable[Metric]:
         """Nothing is counted yet."""
+        return []
+
+    def pages(self) -> Sequence[Page]:
+        """What is delivered is not known yet."""
         return []

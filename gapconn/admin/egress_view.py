@@ -320,7 +320,7 @@ class EgressView:
             "How long ago the oldest message arrived that the sink has not accepted; 0 if there is none.",
             egress.queue.oldest_age_s,
         )
-        yield from losses_metrics(egress_losses(egress))
+        yield from losses_metrics(egress_losses(egress, journal=False))
         spool = egress.queue.spool
         yield gauge("gapconn_spool_bytes", "What the spool takes on disk.", egress.queue.disk_bytes)
         yield gauge("gapconn_spool_max_bytes", "What it may take; 0 without a spool.", spool.max_bytes if spool else 0)

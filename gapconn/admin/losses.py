@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from gapconn.ingress import Ingress
 
 
-def egress_losses(egress: Egress) -> EgressCounts:
-    """What this egress knows of loss."""
+def egress_losses(egress: Egress, *, journal: bool = True) -> EgressCounts:
+    """What this egress knows of loss; without the totals of the journal it is quicker."""
     core, counts, events, now_s = egress.core, egress.core.counters, egress.events, trio.current_time()
     return EgressCounts(
         link_id=egress.pair.link.id,
@@ -62,7 +62,7 @@ def egress_losses(egress: Egress) -> EgressCounts:
         sink_type=egress.sink_type,
         sink_stalled_s=round(egress.sink_stalled_s, 3),
         sink_losses=dict(events.sink_losses),
-        journal=journal_totals(egress.journal),
+        journal=journal_totals(egress.journal) if journal else {},
     )
 
 

@@ -137,7 +137,7 @@ def interfaces_of(host: str, *, root: Path = Path("/")) -> tuple[str, ...]:
                 )
             )
         return ()
-    with suppress(OSError):
+    with suppress(OSError, AttributeError):  # where there is no netlink, Python has no name for it
         return tuple(sorted({name for name, one in addresses() if one == address}))
     return ()
 

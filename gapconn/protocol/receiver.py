@@ -477,13 +477,14 @@ class LinkReceiver:
     def _take_sequence(self, first: int, count: int) -> list[tuple[int, int]]:
         """Take these numbers in; the stretches of them that are new. The others are dropped."""
         new = []
-        highest, missing = self._window.highest, self._window.missing
+        pending = self._holes.pending
+        highest, missing = (self._window.highest, self._window.missing) if pending else (0, 0)
         for begin, end, reason in self._window.take(first, count):
             if reason is None:
                 new.append((begin, end))
             else:
                 self._drop(reason, end - begin)
-        if self._holes.pending and self._window.highest > highest:
+        if pending and self._window.highest > highest:
             self._holes.shown(max(0, self._window.missing - missing))
         return new
 
