@@ -33,6 +33,10 @@ class EgressView:
         self._egress = egress
         self.link = egress.pair.link.name
 
+    def live(self) -> list[str]:
+        """An egress that answers is alive: no restart mends an alarm, or a target that is away."""
+        return []
+
     def health(self) -> list[str]:
         """The alarms that stand: link interrupted, conflict, unverified."""
         return list(self._egress.events.alarms.values())

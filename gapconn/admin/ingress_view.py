@@ -28,6 +28,10 @@ class IngressView:
         self._ingress = ingress
         self.link = ingress.pair.link.name
 
+    def live(self) -> list[str]:
+        """An ingress that answers is alive."""
+        return []
+
     def health(self) -> list[str]:
         """An ingress that runs is healthy: a blind sender cannot know more."""
         return []

@@ -1,4 +1,4 @@
-"""The pages of the admin endpoint: `/health`, `/ready`, `/metrics`, `/status`, and `/` that links them. Read only."""
+"""The pages of the admin endpoint, read only, and `/` that links them."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ def make_app(view: AdminView) -> Starlette:
     """The ASGI application that shows `view`."""
     registry = make_registry(view)
 
+    async def live(request: Request) -> Response:
+        return _verdict(view.live(), good="alive", bad="hung")
+
     async def health(request: Request) -> Response:
         return _verdict(view.health(), good="ok", bad="failing")
 
@@ -45,6 +48,7 @@ def make_app(view: AdminView) -> Starlette:
         return HTMLResponse(_index(view, pages), headers=_FRESH)
 
     pages: dict[str, tuple[str, _Endpoint]] = {
+        "/live": ("would a restart help? 200 if not, or 503", live),
         "/health": ("is anything wrong? 200 or 503", health),
         "/ready": ("can data pass? 200 or 503", ready),
         "/metrics": ("for Prometheus", metrics),
