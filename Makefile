@@ -9,7 +9,7 @@ DOCKER ?= docker
 IMAGE_BUILD_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test image stacks lint format bench sweep plots docs lock clean
+.PHONY: help demo test image stacks chart lint format bench sweep plots docs lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ image:  ## the container image gapconn:local (needs a Docker engine)
 
 stacks: $(VENV)/ready  ## every stack of compose/: started, broken, and every record accounted for (needs the image)
 	@$(BIN)/python -m pytest -m docker tests/stacks
+
+chart: $(VENV)/ready  ## the Helm chart: lint, and what it renders (needs helm)
+	@$(BIN)/python -m pytest -m helm tests/kubernetes
 
 lint: $(VENV)/ready  ## ruff and mypy
 	$(BIN)/ruff check .
