@@ -315,7 +315,7 @@ def _resend_here(pair: Pair) -> None:
     try:
         trio.run(serve)
     except BaseException as error:
-        _explain(error, Role.INGRESS)
+        _explain(error, Role.INGRESS.value)
 
 
 def _pair_of(file: Path, role: str) -> Pair:
@@ -385,6 +385,47 @@ def keygen(file: Path, add: bool, use_id: int | None, remove_id: int | None, sho
         sys.exit(EXIT_USAGE)
     for key_id, fingerprint in keys.overview(found).items():
         click.echo(f"key {key_id:3}  {fingerprint}" + ("  in use" if key_id == found.use else ""))
+
+
+@main.command()
+@click.argument("file", type=_PATH)
+@click.option("--check", "only_check", is_flag=True, help="Only say what is wrong with FILE.")
+def dedup(file: Path, only_check: bool) -> None:
+    """Make one topic of the copies that redundant links wrote.
+
+    FILE is a configuration of its own, not that of a pair. Runs on the destination side, once: a second instance takes
+    over, and the first one ends. SIGTERM or SIGINT ends it cleanly.
+
+    \b
+    Example:
+      gapconn dedup --check dedup.toml
+      gapconn dedup dedup.toml
+    """
+    from gapconn.dedup.config import load_dedup
+
+    try:
+        loaded = load_dedup(file, os.environ)
+    except ConfigError as error:
+        _print_problems(error.problems)
+        sys.exit(EXIT_USAGE)
+    if only_check:
+        click.echo(f"{file}: " + click.style("ok", fg="green"))
+        return
+
+    import trio
+
+    from gapconn import garbage
+    from gapconn.dedup.service import serve_dedup
+    from gapconn.logs import configure_logging
+    from gapconn.memory import keep_freed_memory
+
+    configure_logging(loaded.log)
+    keep_freed_memory()
+    garbage.settle()
+    try:
+        trio.run(serve_dedup, loaded)
+    except BaseException as error:
+        _explain(error, "dedup")
 
 
 @main.command()
@@ -577,14 +618,14 @@ def _serve(serve: Callable[[Pair], Awaitable[None]], file: Path, role: Role) -> 
     try:
         trio.run(serve, pair)
     except BaseException as error:  # the groups of Trio's nurseries may hold a KeyboardInterrupt beside others
-        _explain(error, role)
+        _explain(error, role.value)
 
 
-def _explain(error: BaseException, role: Role) -> NoReturn:
+def _explain(error: BaseException, end: str) -> NoReturn:
     """Say why an end failed, in one line if it failed for a reason that it knows; then exit."""
     import structlog
 
-    log = structlog.get_logger().bind(end=role.value)
+    log = structlog.get_logger().bind(end=end)
     causes = list(_leaves(error))
     known = [cause for cause in causes if isinstance(cause, GapconnError)]
     unknown = [cause for cause in causes if not isinstance(cause, GapconnError | KeyboardInterrupt)]

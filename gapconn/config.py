@@ -119,7 +119,8 @@ def ip_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
 
 
-def _name_is_plain(_: object, attribute: object, name: str) -> None:
+def name_is_plain(_: object, attribute: object, name: str) -> None:
+    """A validator for names."""
     # It becomes a file name and a metric label.
     if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) is None or name in {".", ".."}:
         raise ValueError("not a link name")
@@ -221,7 +222,7 @@ class Link:
     name: str = option(
         help="Name of the link, the same at both ends; no other link may have it.",
         allowed="1 to 64 letters, digits, dots, underscores or hyphens",
-        validator=_name_is_plain,
+        validator=name_is_plain,
     )
     id: int = option(
         default=attrs.Factory(_id_of_name, takes_self=True),

@@ -41,3 +41,7 @@ class SinkError(GapconnError):
 
 class LinkError(GapconnError):
     """The link's socket, stored state or admin endpoint cannot be opened or used."""
+
+
+class DedupError(GapconnError):
+    """The deduplicator cannot go on, and trying again would not help, or would do harm."""

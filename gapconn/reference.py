@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
 
 from gapconn.config import Admin, Fec, Link, Log, Security, Spool
+from gapconn.dedup.config import INPUT_TYPES, OUTPUT_TYPES, Dedup, Kafka
 from gapconn.plugins import Carries, PluginRegistry
 from gapconn.sinks import SINKS
 from gapconn.sources import SOURCES
@@ -53,6 +54,14 @@ Its exit code is 0, or 2 when there is a problem.
 | address | `"host:port"`, `"192.0.2.1:port"`, `"[2001:db8::1]:port"` |
 """
 
+_DEDUP = """\
+# Configuration of `gapconn dedup`
+
+A file of its own, read by `gapconn dedup dedup.toml` on the destination side ([what it does](dedup.md)); `gapconn dedup
+--check dedup.toml` says what is wrong with it. It also has the sections `[admin]` and `[log]` as above. Variables
+`GAPCONN_<SECTION>_<KEY>` override its keys, except those of `[[input]]`.
+"""
+
 
 def render() -> str:
     """The whole reference as Markdown."""
@@ -67,7 +76,22 @@ def render() -> str:
     parts.append("## `[sink]`\n\nWhat the egress writes. `type` says which kind it is; the other keys depend on it.\n")
     parts += _plugins(SINKS, "sink")
     parts += _section("spool", Spool)
+    parts.append(_DEDUP)
+    parts += _section("dedup", Dedup)
+    parts += _section("kafka", Kafka)
+    parts.append(
+        "## `[[input]]`\n\nOne for each topic or address, with `link`, the name of the link that it came over, and\n"
+        "`type`, which is `kafka` if it is not given.\n"
+    )
+    parts += _typed("input", INPUT_TYPES)
+    parts.append("## `[output]`\n\nWhere the one copy goes; `type` is `kafka` if it is not given.\n")
+    parts += _typed("output", OUTPUT_TYPES)
     return "\n".join(parts)
+
+
+def _typed(section: str, types: Mapping[str, Any]) -> Iterator[str]:
+    for name, model in types.items():
+        yield "\n".join([f'### `[{section}]` `type = "{name}"`', "", *_table(model), ""])
 
 
 def _section(name: str, model: type[Any]) -> Iterator[str]:
@@ -95,6 +119,20 @@ def _plugins(registry: PluginRegistry[Any], section: str) -> Iterator[str]:
             "",
         ]
         yield "\n".join(lines)
+    yield from _plugin_subsections(registry, section)
+
+
+def _plugin_subsections(registry: PluginRegistry[Any], section: str) -> Iterator[str]:
+    """The tables inside of plugins' sections, each once with all types that have it."""
+    types: dict[tuple[str, Any], list[str]] = {}
+    for name in registry.names():
+        plugin = registry.load(name)
+        for field in attrs.fields(plugin.Config) if plugin.__module__.startswith("gapconn.") else ():
+            if "subsection" in field.metadata:
+                types.setdefault((field.name, field.metadata["subsection"]), []).append(f"`{name}`")
+    for (name, model), names in types.items():
+        of_types = "With type " + " or ".join(names) + "."
+        yield "\n".join([f"## `[{section}.{name}]`", "", f"{_after_colon(model)} {of_types}", "", *_table(model), ""])
 
 
 def _after_colon(model: type[Any]) -> str:

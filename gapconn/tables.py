@@ -27,7 +27,14 @@ _OF_A_SERVICE = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://.*")
 
 
-def read_tables(path: Path, environ: Mapping[str, str], sections: tuple[str, ...], problems: Problems) -> Tables:
+def read_tables(
+    path: Path,
+    environ: Mapping[str, str],
+    sections: tuple[str, ...],
+    problems: Problems,
+    *,
+    lists: tuple[str, ...] = (),
+) -> Tables:
     """The sections of the TOML file at `path`, with `${NAME}` replaced, and overridden by `GAPCONN_<SECTION>_<KEY>`.
 
     Args:
@@ -35,11 +42,13 @@ def read_tables(path: Path, environ: Mapping[str, str], sections: tuple[str, ...
         environ: The environment.
         sections: Those that exist. Their names have no underscore, so that a variable's name has one meaning.
         problems: Gets what is wrong.
+        lists: Sections that may stand several times, as `[[name]]`. Their tables are called `name[0]`, `name[1]`, and
+            so on; no variable of the environment overrides them.
 
     Raises:
         ConfigError: the file cannot be read at all.
     """
-    tables = _tables_of_file(path, environ, sections, problems)
+    tables = _tables_of_file(path, environ, sections, lists, problems)
     _override(tables, environ, sections, problems)
     return tables
 
@@ -62,22 +71,35 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError([f"{path}: not TOML: {error}"]) from error
 
 
-def _tables_of_file(path: Path, environ: Mapping[str, str], sections: Iterable[str], problems: Problems) -> Tables:
+def _tables_of_file(
+    path: Path, environ: Mapping[str, str], sections: tuple[str, ...], lists: tuple[str, ...], problems: Problems
+) -> Tables:
     tables: Tables = {}
+    known = (*sections, *lists)
     for section, table in _read(path).items():
-        if section not in sections:
+        if section not in known:
             what = "unknown section" if isinstance(table, dict) else "a key outside of a section:"
-            names = ", ".join(sections)
-            problems[""].append(f"{path}: {what} {section!r}{suggestion(section, sections)}, allowed: {names}")
+            names = ", ".join(known)
+            problems[""].append(f"{path}: {what} {section!r}{suggestion(section, known)}, allowed: {names}")
+        elif section in lists:
+            if not isinstance(table, list) or not all(isinstance(each, dict) for each in table):
+                problems[section].append(f"{path}: {section}: not a list of sections: write it as [[{section}]]")
+                continue
+            for number, each in enumerate(table):
+                name = f"{section}[{number}]"
+                tables[name] = _table_in_file(f"{path}: {name}", each, environ, problems[section])
         elif not isinstance(table, dict):
             problems[section].append(f"{path}: {section}: not a section: write it as [{section}]")
             tables[section] = {}
         else:
-            tables[section] = {
-                key: _given_in_file(f"{path}: {section}.{key}", value, environ, problems[section])
-                for key, value in table.items()
-            }
+            tables[section] = _table_in_file(f"{path}: {section}", table, environ, problems[section])
     return tables
+
+
+def _table_in_file(
+    label: str, table: Mapping[str, Any], environ: Mapping[str, str], problems: list[str]
+) -> dict[str, Given]:
+    return {key: _given_in_file(f"{label}.{key}", value, environ, problems) for key, value in table.items()}
 
 
 def _given_in_file(label: str, value: Any, environ: Mapping[str, str], problems: list[str]) -> Given:

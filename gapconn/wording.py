@@ -6,7 +6,7 @@ import difflib
 import enum
 import re
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, cast, get_args, get_origin
 
@@ -151,11 +151,19 @@ def _key_text(key: str) -> str:
 
 def given_text(config: Any) -> str:
     """The keys of a section that differ from a fixed default, as `key = value`, without what is secret."""
-    return ", ".join(
-        f"{field.name} = " + ('"***"' if field.metadata.get("secret") else value_text(value, field.type))
-        for field in attrs.fields(attrs.resolve_types(type(config)))
-        if (value := getattr(config, field.name)) != default_of(field, config)
-    )
+    return ", ".join(_given(config))
+
+
+def _given(config: Any, before: str = "") -> Iterator[str]:
+    for field in attrs.fields(attrs.resolve_types(type(config))):
+        value = getattr(config, field.name)
+        if value == default_of(field, config):
+            continue
+        if "subsection" in field.metadata:
+            yield from _given(value, f"{before}{field.name}.")
+        else:
+            shown = '"***"' if field.metadata.get("secret") else value_text(value, field.type)
+            yield f"{before}{field.name} = {shown}"
 
 
 def default_of(field: attrs.Attribute[Any], instance: object) -> Any:

@@ -1,4 +1,4 @@
-"""The operator's page has every event that the program logs, and every metric that it shows."""
+"""The operator's pages have every event that the program logs, and every metric that it shows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "gapconn"
-PAGE = (ROOT / "docs" / "operations.md").read_text()
+PAGE = "".join((ROOT / "docs" / name).read_text() for name in ("operations.md", "dedup.md"))
 
 # Where the name of an event is the argument of this number. `debug` is for developers and not on the page.
 LOGGING = {"info": 0, "warning": 0, "error": 0, "exception": 0, "critical": 0, "warn": 0}

@@ -9,12 +9,15 @@ import pytest
 
 from gapconn.check import check
 from gapconn.config import Admin, Fec, Link, Log, Security, load_pair
+from gapconn.dedup.config import INPUT_TYPES, OUTPUT_TYPES, Dedup, Kafka, load_dedup
+from gapconn.dedup.repeats import SinkDedup
 from gapconn.reference import render
 from gapconn.sinks import SINKS
 from gapconn.sources import SOURCES
 
 DOCS = Path(__file__).parent.parent / "docs"
-EXAMPLES = sorted((DOCS / "examples").glob("*.toml"))
+DEDUP_EXAMPLE = DOCS / "examples" / "dedup.toml"
+EXAMPLES = sorted(set((DOCS / "examples").glob("*.toml")) - {DEDUP_EXAMPLE})
 SECRETS = {"SOURCE_KAFKA_PASSWORD": "s", "TARGET_KAFKA_PASSWORD": "t"}
 
 
@@ -27,10 +30,12 @@ def test_the_committed_reference_is_up_to_date() -> None:
 def test_every_key_is_in_the_reference() -> None:
     reference = render()
     plugins = [registry.load(name) for registry in (SOURCES, SINKS) for name in registry.names()]
-    for model in (Link, Fec, Security, Admin, Log, *(plugin.Config for plugin in plugins)):
+    dedup = (Dedup, Kafka, *INPUT_TYPES.values(), *OUTPUT_TYPES.values())
+    for model in (Link, Fec, Security, Admin, Log, SinkDedup, *dedup, *(plugin.Config for plugin in plugins)):
         for field in attrs.fields(model):
             is_table = "subsection" in field.metadata
-            assert (f"## `[link.{field.name}]`" if is_table else f"| `{field.name}` |") in reference
+            section = "link" if model is Link else "sink"
+            assert (f"## `[{section}.{field.name}]`" if is_table else f"| `{field.name}` |") in reference
             assert field.metadata["help"].strip(), f"{model.__name__}.{field.name} has no help"
 
 
@@ -47,3 +52,7 @@ def test_there_is_an_example_for_every_source_and_sink() -> None:
     pairs = [load_pair(path, SECRETS) for path in EXAMPLES]
     assert {pair.source.type for pair in pairs if pair.source} == set(SOURCES.names())
     assert {pair.sink.type for pair in pairs if pair.sink} == set(SINKS.names())
+
+
+def test_the_example_of_a_deduplicator_is_valid() -> None:
+    assert load_dedup(DEDUP_EXAMPLE, SECRETS).links == ["a", "b"]

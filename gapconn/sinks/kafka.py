@@ -32,7 +32,8 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from trio_util import AsyncValue
 
 from gapconn.backoff import Backoff
-from gapconn.config import option
+from gapconn.config import option, subsection
+from gapconn.dedup.repeats import RepeatFilter, SinkDedup
 from gapconn.errors import SinkError
 from gapconn.kafka_client import BrokerWatch, check_settings, library_settings
 from gapconn.plugins import Carries, Context
@@ -111,6 +112,8 @@ class KafkaSinkConfig:
     client: dict[str, Any] = option(
         factory=dict, secret=True, help="Any further setting of librdkafka, such as those for TLS and SASL."
     )
+
+    dedup: SinkDedup = subsection(SinkDedup, help="Copies that come over this link are left out.")
 
     @bootstrap_servers.validator
     def _check_bootstrap_servers(self, attribute: attrs.Attribute[str], value: str) -> None:
@@ -203,6 +206,7 @@ class KafkaSink:
         self._log = context.log
         self._counters = context.counters
         self._watch = BrokerWatch(context)
+        self._repeats = RepeatFilter(config.dedup, context)
         self._flights: deque[_Flight] = deque()
         """Deliveries that are not accepted yet, oldest first."""
         self._bytes_held = AsyncValue(0)
@@ -264,7 +268,7 @@ class KafkaSink:
         """Line up the deliveries."""
         try:
             async for delivery in inlet:
-                flight = self._flight(delivery)
+                flight = self._flight(self._repeats.of(delivery))
                 await self._bytes_held.wait_value(lambda held: held < self._config.in_flight_bytes)
                 self._flights.append(flight)
                 self._bytes_held.value += flight.size_bytes

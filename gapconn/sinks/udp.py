@@ -11,7 +11,8 @@ import trio
 from attrs.validators import ge
 
 from gapconn.backoff import Backoff
-from gapconn.config import option
+from gapconn.config import option, subsection
+from gapconn.dedup.repeats import RepeatFilter, SinkDedup
 from gapconn.plugins import Carries, Context
 from gapconn.record import Records
 from gapconn.sinks import Inlet
@@ -37,6 +38,7 @@ class UdpSinkConfig:
         allowed="0 or more",
         validator=ge(0),
     )
+    dedup: SinkDedup = subsection(SinkDedup, help="Copies that come over this link are left out.")
 
 
 class UdpSink:
@@ -58,13 +60,14 @@ class UdpSink:
         self._socket: socket.socket
         self._header_bytes = 0
         self._due_at = 0.0
+        self._repeats = RepeatFilter(config.dedup, context)
 
     async def run(self, inlet: Inlet) -> None:
         """Send until the inlet ends."""
         self._socket = await self._connect()
         try:
             async for delivery in inlet:
-                for part in delivery.batch.parts:
+                for part in self._repeats.of(delivery).batch.parts:
                     if isinstance(part, Records):
                         await self._send_records(part, inlet)
                     else:

@@ -1,0 +1,149 @@
+"""What a deduplicator shows of itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client.metrics_core import Metric
+
+from gapconn import __version__
+from gapconn.admin.metrics import counter, counters, gauge, gauges
+
+if TYPE_CHECKING:
+    from gapconn.dedup.service import DedupService
+
+
+class DedupView:
+    """An `AdminView` of a deduplicator. The label `link` of its metrics is its own name; `input` is a link."""
+
+    role = "dedup"
+
+    def __init__(self, service: DedupService) -> None:
+        self._service = service
+        self.link = service.file.dedup.name
+
+    def health(self) -> list[str]:
+        """The alarms that stand: a link is silent, a link lags."""
+        return [sentence for counts in self._service.book.links.values() for sentence in counts.alarms.values()]
+
+    def ready(self) -> list[str]:
+        """Why nothing is written."""
+        if self._service.stopping:
+            return ["it was asked to stop"]
+        problem = self._service.kafka.problem if self._service.kafka is not None else ""
+        return [problem] if problem else []
+
+    def status(self) -> dict[str, Any]:
+        """Everything at a glance."""
+        service, now_s = self._service, time.monotonic()
+        return {
+            "role": self.role,
+            "link": self.link,
+            "version": __version__,
+            "uptime_s": round(now_s - service.started_at_s, 3),
+            "identity": service.file.dedup.signature,
+            "alarms": self.health(),
+            "problems": self.ready(),
+            "links": {
+                name: {
+                    "records": counts.records,
+                    "first": counts.first,
+                    "repeats": counts.repeats,
+                    "again": counts.again,
+                    "late": counts.late,
+                    "unidentified": counts.unidentified,
+                    "quiet_s": None if counts.last_s is None else round(now_s - counts.last_s, 3),
+                    "missed_since": counts.missed_since,
+                    "lag_offsets": counts.lag_offsets,
+                    "lag_s": round(counts.lag_s, 3),
+                    "alarms": [alarm.value for alarm in counts.alarms],
+                }
+                for name, counts in service.book.links.items()
+            },
+            "output": self._output(),
+            "state": service.facts,
+            "events": service.context.counters,
+            **service.context.status,
+        }
+
+    def _output(self) -> dict[str, int]:
+        if self._service.kafka is not None:
+            totals = self._service.kafka.totals
+            return {"records": totals.records, "late": totals.late, "transactions": totals.transactions}
+        datagrams = self._service.datagrams
+        return {"records": datagrams.inlet.records if datagrams is not None else 0}
+
+    def metrics(self) -> Iterable[Metric]:
+        """Everything that is worth a curve or an alert."""
+        service, now_s = self._service, time.monotonic()
+        links = service.book.links
+        yield counters(
+            "gapconn_dedup_input_records_total",
+            "Records that came over each link.",
+            "input",
+            {link: counts.records for link, counts in links.items()},
+        )
+        yield counters(
+            "gapconn_dedup_input_first_total",
+            "Of these, records that no other link had brought before.",
+            "input",
+            {link: counts.first for link, counts in links.items()},
+        )
+        yield counters(
+            "gapconn_dedup_input_repeats_total",
+            "Of these, copies that were dropped.",
+            "input",
+            {link: counts.repeats for link, counts in links.items()},
+        )
+        yield counters(
+            "gapconn_dedup_input_again_total",
+            "Of the copies, those that the same link had brought before.",
+            "input",
+            {link: counts.again for link, counts in links.items()},
+        )
+        yield counters(
+            "gapconn_dedup_input_unidentified_total",
+            "Of these, records without id.",
+            "input",
+            {link: counts.unidentified for link, counts in links.items()},
+        )
+        yield gauges(
+            "gapconn_dedup_input_quiet_seconds",
+            "Since a link has brought anything, or since the start.",
+            "input",
+            {link: now_s - (counts.last_s or service.started_at_s) for link, counts in links.items()},
+        )
+        yield gauges(
+            "gapconn_dedup_input_lag_offsets",
+            "How far a link is behind the first one, in offsets of the source.",
+            "input",
+            {link: counts.lag_offsets for link, counts in links.items()},
+        )
+        yield gauges(
+            "gapconn_dedup_input_lag_seconds",
+            "The same, in time.",
+            "input",
+            {link: counts.lag_s for link, counts in links.items()},
+        )
+        yield gauges(
+            "gapconn_dedup_input_alarm",
+            "1 while a link is silent or lags.",
+            "input",
+            {link: bool(counts.alarms) for link, counts in links.items()},
+        )
+        output = self._output()
+        yield counter("gapconn_dedup_records_total", "Records written.", output["records"])
+        yield counter("gapconn_dedup_late_total", "Of these, those behind later ones.", output.get("late", 0))
+        yield counter("gapconn_dedup_transactions_total", "Transactions committed.", output.get("transactions", 0))
+        facts = service.facts
+        yield gauge("gapconn_dedup_held_records", "Records that wait for earlier ones.", facts.get("held", 0))
+        yield gauge("gapconn_dedup_holes", "Holes in the offsets that are remembered.", facts.get("holes", 0))
+        yield gauge("gapconn_dedup_window_ids", "Ids that are remembered.", facts.get("window_ids", 0))
+        yield counter(
+            "gapconn_dedup_holes_forgotten_total",
+            "Holes that were too many: what comes for them is dropped.",
+            facts.get("holes_forgotten", 0),
+        )
+        yield counters("gapconn_dedup_events_total", "What it counted, by event.", "event", service.context.counters)
