@@ -18,6 +18,7 @@ from typing import Any
 
 import attrs
 
+from gapconn.admin.token import load_token
 from gapconn.config import Pair, Role, SinkSection, SourceSection, ip_of, load_pair, public_values
 from gapconn.errors import ConfigError
 from gapconn.keys import load_keys
@@ -56,6 +57,7 @@ def check(
         try:
             pair = load_pair(path, environ, role=role)
             _check_key_file(path, pair)
+            _check_token_file(path, pair, role)
             pairs.append((path, pair))
         except ConfigError as error:
             problems += error.problems if role else map(_with_advice, error.problems)
@@ -75,6 +77,18 @@ def _check_key_file(path: Path, pair: Pair) -> None:
             load_keys(Path(pair.link.security.key_file))
         except ConfigError as error:
             raise ConfigError([f"{path}: link.security.key_file: {problem}" for problem in error.problems]) from None
+
+
+def _check_token_file(path: Path, pair: Pair, role: Role | None) -> None:
+    """Only the ingress needs it: on another host it may be missing."""
+    if pair.admin is None or not pair.admin.token_file or role is Role.EGRESS:
+        return
+    token_file = Path(pair.admin.token_file)
+    if role is Role.INGRESS or token_file.exists():
+        try:
+            load_token(token_file)
+        except ConfigError as error:
+            raise ConfigError([f"{path}: admin.token_file: {problem}" for problem in error.problems]) from None
 
 
 def _with_advice(problem: str) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, TextIO
 import click
 
 from gapconn import __version__
+from gapconn.control_commands import monitor, pause, resume
 from gapconn.errors import ConfigError, GapconnError
 
 if TYPE_CHECKING:
@@ -89,6 +90,11 @@ def egress(file: Path) -> None:
     from gapconn.service import serve_egress
 
     _serve(serve_egress, file, Role.EGRESS)
+
+
+main.add_command(pause)
+main.add_command(resume)
+main.add_command(monitor)
 
 
 @main.command()

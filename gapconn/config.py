@@ -396,6 +396,12 @@ class Admin:
         help="Where it listens. Both ends read this key: where they share a host, give one of them another port by the "
         "environment variable `GAPCONN_ADMIN_LISTEN`.",
     )
+    token_file: str = option(
+        default="",
+        help="One line, made by `openssl rand -hex 32`, that `gapconn pause`, `gapconn resume` and the monitor must "
+        "show; with mode 0600. Without it nobody can control the ingress over HTTP. It is read at each request.",
+        allowed="a file",
+    )
 
 
 @attrs.frozen(kw_only=True)

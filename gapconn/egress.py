@@ -20,11 +20,12 @@ import trio
 from gapconn.config import Pair, SinkSection
 from gapconn.errors import SinkError
 from gapconn.events_log import EventLog
+from gapconn.hangs import HangWatch
 from gapconn.key_watch import KeyWatch
 from gapconn.link.slabs import SlabPool
 from gapconn.link.udp import RECEIVE_SLAB_BYTES, UdpReceiver
 from gapconn.plugins import Context
-from gapconn.progress import ProgressTracker
+from gapconn.progress import DeliveredSoFar, ProgressTracker
 from gapconn.protocol.events import MessageDelivered, MessagesLost
 from gapconn.protocol.receiver import LinkReceiver, Progress
 from gapconn.protocol.registry import LossCause
@@ -68,6 +69,8 @@ class Egress:
         socket: The way out of the gap.
         context: What the sink counts and says of itself.
         queue: What waits for the sink.
+        delivered: How far each stream partition is known on disk to be delivered.
+        hang: Whether the sink, or what comes before it, stands still.
         events: What happened, logged and counted.
         key_watch: The keys of a sealed link.
         stopping: Whether it was asked to stop.
@@ -112,6 +115,8 @@ class Egress:
                 messages=self.queue.spooled, disk_bytes=spool.disk_bytes, cut_bytes=spool.cut_bytes
             )
         self.progress = ProgressTracker(resume)
+        self.delivered = DeliveredSoFar(resume)
+        self.hang = HangWatch(trio.current_time())
         self._state = state
         self._sink = section.plugin_class(section.config, self.context)
         self._pool = SlabPool(SLABS, RECEIVE_SLAB_BYTES)
@@ -120,8 +125,6 @@ class Egress:
         """Wishes of operators that were done and are to be taken off the list."""
         self._using_state = trio.Lock()
         self._lost_before = 0
-        self._accepted_before = 0
-        self._sink_moved_at_s = trio.current_time()
         self._watching = trio.CancelScope()
         self._storing = trio.CancelScope()
 
@@ -208,7 +211,7 @@ class Egress:
                 await trio.sleep(WATCH_INTERVAL_S)
                 self.core.handle_timeout(trio.current_time())
                 self._handle_events()
-                self._watch_sink()
+                self._watch_for_hangs()
                 self.events.tell_gathered(trio.current_time())
 
     async def checkpoint(self) -> None:
@@ -221,16 +224,15 @@ class Egress:
                     self.queue.watch()
                 await self._take_wishes()
 
-    def _watch_sink(self) -> None:
-        accepted = self.queue.accepted
-        if accepted != self._accepted_before or not self.queue.unaccepted:
-            self._accepted_before = accepted
-            self._sink_moved_at_s = trio.current_time()
+    def _watch_for_hangs(self) -> None:
+        now_s, queue = trio.current_time(), self.queue
+        self.hang.saw_sink(now_s, queue.accepted, sum(self.context.counters.values()), idle=not queue.unaccepted)
+        self.hang.saw_receiver(now_s, self.core.counters.datagrams, self.socket.has_waiting)
 
     @property
     def sink_stalled_s(self) -> float:
         """For how long the sink has accepted nothing although messages wait for it, in seconds."""
-        return trio.current_time() - self._sink_moved_at_s if self.queue.unaccepted else 0.0
+        return self.hang.sink_stalled_s(trio.current_time())
 
     # -- What became of it -----------------------------------------------------------------------------------
 
@@ -240,6 +242,8 @@ class Egress:
                 progress, gaps = self.progress.take(), self._take_gaps()
                 if progress is not None or gaps is not None:
                     await trio.to_thread.run_sync(self._state.save, progress, gaps)
+                if progress is not None:
+                    self.delivered.stored(progress)
             # Behind the progress: an entry that is forgotten must not be needed to know how far it has come.
             if self.queue.committable:
                 try:

@@ -11,11 +11,12 @@ the source acknowledges it, and Shutdown is the last thing that is said.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import attrs
 import structlog
 import trio
+from trio_util import AsyncBool
 
 from gapconn.config import Link, Pair, SourceSection
 from gapconn.errors import LocalProtocolError, SourceError
@@ -24,6 +25,7 @@ from gapconn.link.pacing import Pacer
 from gapconn.link.slabs import SlabPool
 from gapconn.link.udp import UdpSender
 from gapconn.offload import run_long
+from gapconn.pauses import Pauses
 from gapconn.plugins import Context
 from gapconn.protocol.compression import Compressor
 from gapconn.protocol.envelope import MESSAGE_OVERHEAD_BYTES, Run, Span
@@ -100,6 +102,8 @@ class Ingress:
         context: What the source counts and says of itself.
         key_watch: The keys of a sealed link.
         resends: What operators want sent again; None where nobody can ask.
+        pauses: Who holds it.
+        at_rest: Whether the source stands still because somebody holds it.
         stopping: Whether it was asked to stop.
     """
 
@@ -113,6 +117,7 @@ class Ingress:
         header_bytes: int,
         key_watch: KeyWatch | None = None,
         resends: Resends | None = None,
+        pauses: Pauses | None = None,
         sleep_until: Callable[[float], Awaitable[None]] = trio.sleep_until,
     ) -> None:
         self.pair = pair
@@ -140,6 +145,9 @@ class Ingress:
         self._volley_bursts = max(1, VOLLEY_BURSTS_MAX * burst_datagrams_at(pair.link) // ROWS_MAX)
         self._active = trio.Event()
         self._source_scope = trio.CancelScope()
+        self._source_running = trio.CancelScope()
+        self.pauses = pauses or Pauses()
+        self.at_rest = AsyncBool(False)
         self.resends = resends
         self._resending = trio.CancelScope()
         self._repairs_in = self._batches_in
@@ -205,10 +213,48 @@ class Ingress:
         async with self._batches_in:
             with self._source_scope:
                 await self._active.wait()
-                self.log.info("source_started", type=self.source_type)
-                await self._source.run(self)
+                while not await self._run_source():
+                    await self._rest()
             self._resending.cancel()
             self.log.info("source_stopped" if self.stopping else "source_ended", batches=self._handed_over)
+
+    async def _run_source(self) -> bool:
+        """Run the source until it ends by itself; False as soon as somebody holds it."""
+        if not self.pauses.running.value:
+            return False
+        self.log.info("source_started", type=self.source_type)
+        with trio.CancelScope() as self._source_running:
+            await self._source.run(self)
+        return not self._source_running.cancelled_caught
+
+    async def _rest(self) -> None:
+        """Take nothing from the source as long as somebody holds it; the session goes on (GC-SESS-17)."""
+        await self.flush()
+        self.core.paused = True
+        self.at_rest.value = True
+        self.log.warning("source_paused", holds={hold.owner: hold.reason for hold in self.pauses.holds})
+        await self.pauses.running.wait_value(True)
+        self.core.paused = False
+        self.at_rest.value = False
+
+    def hold(self, owner: str, reason: str, positions: Mapping[str, int] | None = None) -> None:
+        """Have the source stop until `owner`, and whoever else holds it, lets go; says so before it has stopped.
+
+        Args:
+            owner: Who wants it.
+            reason: Why, for other people.
+            positions: By `cluster/topic/partition`, the next position that the egress misses. A source that can goes
+                back there before it stops (GC-DLV-24). Does nothing if it has stopped already.
+
+        Raises:
+            ValueError: too many others hold it.
+        """
+        if self.pauses.hold(owner, reason):
+            self.log.warning("pausing", owner=owner, reason=reason, positions=len(positions or ()))
+            rewind_to = getattr(self._source, "rewind_to", None)
+            if positions is not None and rewind_to is not None:
+                rewind_to(positions)
+            self._source_running.cancel()
 
     async def resender(self) -> None:
         """Send again what an operator asks for, as long as the source runs."""

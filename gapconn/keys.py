@@ -28,9 +28,9 @@ from typing import Any, Final, Self, TextIO
 import attrs
 
 from gapconn.errors import ConfigError
+from gapconn.private_file import read_private
 from gapconn.protocol.security import KEY_ID_MAX, SECRET_BYTES, Keys
 
-FILE_BYTES_MAX: Final = 64 * 1024
 _PLAIN_SECRET: Final = re.compile(rf"[0-9a-fA-F]{{{2 * SECRET_BYTES}}}")
 _IDS: Final = f"1 to {KEY_ID_MAX}"
 
@@ -65,7 +65,7 @@ def load_keys(path: Path) -> Keys:
     Raises:
         ConfigError: it cannot be read, others can read it, or it is not a key file. No secret is in the message.
     """
-    return _parse(path, _read_private(path))
+    return _parse(path, read_private(path, "key file", remedy=_make_one(path)))
 
 
 def create(path: Path) -> Keys:
@@ -141,50 +141,13 @@ def fingerprint(secret: bytes) -> str:
     return ":".join(digest[i : i + 4] for i in range(0, 16, 4))
 
 
+def _make_one(path: Path) -> str:
+    return f"make one by: gapconn keygen {path}, and carry it to the other end"
+
+
 def _require(path: Path, keys: Keys, key_id: int) -> None:
     if key_id not in keys.secrets:
         raise ConfigError([f"{path}: there is no key {key_id}, only: {', '.join(map(str, sorted(keys.secrets)))}"])
-
-
-def _read_private(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            found = os.fstat(file.fileno())  # of what is read, not of what stands there a moment later
-            if not stat.S_ISREG(found.st_mode):
-                raise ConfigError([f"{path}: not a regular file"])
-            _check_private(path, found)
-            content = file.read(FILE_BYTES_MAX + 1)
-    except FileNotFoundError:
-        raise ConfigError(
-            [f"{path}: there is no such key file; make one by: gapconn keygen {path}, and carry it to the other end"]
-        ) from None
-    except IsADirectoryError:
-        raise ConfigError([f"{path}: a directory, not a key file"]) from None
-    except PermissionError:
-        raise ConfigError(
-            [f"{path}: user {os.geteuid()} may not read the key file: chown {os.geteuid()} {path}"]
-        ) from None
-    except OSError as error:
-        raise ConfigError([f"{path}: the key file cannot be read: {error.strerror}"]) from error
-    if len(content) > FILE_BYTES_MAX:
-        raise ConfigError([f"{path}: longer than {FILE_BYTES_MAX} bytes: not a key file"])
-    try:
-        return content.decode()
-    except UnicodeDecodeError:
-        raise ConfigError([f"{path}: not text: not a key file"]) from None
-
-
-def _check_private(path: Path, found: os.stat_result) -> None:
-    """Only the owner may have access, or, where that is another user, who may read the file by their group.
-
-    The last is how a container gets a secret: owned by root, and read by a group of its own.
-    """
-    ours = os.geteuid() in (0, found.st_uid)
-    if found.st_mode & (stat.S_IRWXO | (stat.S_IRWXG if ours else stat.S_IWGRP)):
-        mode, private = stat.S_IMODE(found.st_mode), "600" if ours else "640"
-        raise ConfigError(
-            [f"{path}: others may read or change this key file (mode {mode:04o}): chmod {private} {path}"]
-        )
 
 
 def _parse(path: Path, text: str) -> Keys:

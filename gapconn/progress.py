@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 
 import attrs
@@ -10,6 +10,7 @@ import attrs
 from gapconn.protocol.events import Event, FollowReason, MessageDelivered, MessagesLost, RecordsLost, SessionFollowed
 from gapconn.protocol.positions import Standing, StreamPartition
 from gapconn.protocol.receiver import Progress
+from gapconn.protocol.registry import POSITIONS_TRACKED_MAX
 
 
 @attrs.define
@@ -60,6 +61,29 @@ def continued(progress: Progress | None, spooled: Iterable[MessageDelivered]) ->
             ended=same.ended if same else False,
         )
     return progress
+
+
+class DeliveredSoFar:
+    """How far each stream partition is delivered, as it is stored: what a restart of the egress does not take back.
+
+    Args:
+        resume: The stored progress with which the egress started.
+    """
+
+    def __init__(self, resume: Progress | None = None) -> None:
+        self._positions: OrderedDict[StreamPartition, Standing] = OrderedDict(resume.positions if resume else {})
+
+    def stored(self, progress: Progress) -> None:
+        """This progress is on disk."""
+        for key, standing in progress.positions.items():
+            self._positions[key] = standing
+            self._positions.move_to_end(key)
+        while len(self._positions) > POSITIONS_TRACKED_MAX:
+            self._positions.popitem(last=False)
+
+    def next_positions(self) -> dict[StreamPartition, int]:
+        """By stream partition: the next position that is missed. One of which nothing was delivered is not in it."""
+        return {key: standing.position + 1 for key, standing in self._positions.items()}
 
 
 class ProgressTracker:

@@ -8,13 +8,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+import attrs
 import structlog
 import trio
 from structlog.typing import FilteringBoundLogger
 
+from gapconn.admin.control import IngressControl
 from gapconn.admin.egress_view import EgressView
 from gapconn.admin.ingress_view import IngressView
 from gapconn.admin.server import serve_admin
+from gapconn.admin.token import load_token
 from gapconn.admin.view import AdminView
 from gapconn.config import Pair
 from gapconn.egress import Egress
@@ -24,6 +27,7 @@ from gapconn.ingress import Ingress, burst_datagrams_at
 from gapconn.key_watch import KeyWatch
 from gapconn.link.alarm import Alarm
 from gapconn.link.udp import UdpReceiver, UdpSender, ip_header_bytes, resolve
+from gapconn.pauses import Pauses
 from gapconn.progress import continued
 from gapconn.protocol.receiver import LinkReceiver, Progress, ReceiverSettings
 from gapconn.protocol.security import Keys
@@ -75,6 +79,8 @@ async def serve_ingress(pair: Pair, *, only_resends: bool = False, companion: Co
     if pair.source is None:
         raise ConfigError(["[source]: the section is missing, and the ingress needs it"])
     log = structlog.get_logger().bind(link=pair.link.name)
+    if pair.admin is not None and pair.admin.token_file:
+        await trio.to_thread.run_sync(load_token, Path(pair.admin.token_file))  # fails now, not at the first request
     key_watch = await _watch_keys(pair)
     family, target = await resolve(pair.link.address, "link.address")
     state = await trio.to_thread.run_sync(
@@ -86,6 +92,9 @@ async def serve_ingress(pair: Pair, *, only_resends: bool = False, companion: Co
         requests = await trio.to_thread.run_sync(ResendFile.open, directory, pair.link.name, pair.link.id)
         resends = Resends(requests, pair.source, link=pair.link, log=log.bind(task="resend"))
         section = resends.as_source() if only_resends else pair.source
+        # Whoever only sends again takes nothing from the source. A monitor's hold has its time to be renewed.
+        holds = [] if only_resends else await trio.to_thread.run_sync(state.holds)
+        pauses = Pauses(attrs.evolve(hold, renewed_s=time.time()) for hold in holds)
         # The clock only matters where there is no stored state, or a stored state from a clock that is behind.
         epoch, previous_epoch = await trio.to_thread.run_sync(state.begin_session, time.time_ns() // 1000)
         header_bytes = ip_header_bytes(target[0])
@@ -131,9 +140,12 @@ async def serve_ingress(pair: Pair, *, only_resends: bool = False, companion: Co
                 header_bytes=header_bytes,
                 key_watch=key_watch,
                 resends=resends,
+                pauses=pauses,
                 sleep_until=alarm.sleep_until,
             )
-            await _run_until_stopped(ingress, IngressView(ingress), companion)
+            token_file = pair.admin.token_file if pair.admin else ""
+            control = IngressControl(ingress, state, token_file, requests)
+            await _run_until_stopped(ingress, IngressView(ingress, control.pages()), companion)
         finally:
             alarm.close()
             udp.close()

@@ -99,6 +99,7 @@ class SinkQueue:
         bytes: Memory of what waits and was not handed to the sink.
         accepted: Messages that the sink has for good.
         unaccepted: Messages that it does not have yet, those on disk included.
+        origin: Where the records come from that were handed out last, such as the id of a Kafka cluster.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class SinkQueue:
         self.bytes = 0
         self.accepted = 0
         self.unaccepted = 0
+        self.origin = ""
         self._head_bytes_max = bytes_max if head_bytes_max is None or spool is None else head_bytes_max
         self._after_s = after_s
         self._handed: deque[_Waiting] = deque()
@@ -272,6 +274,7 @@ class SinkQueue:
             self._lost_before += 1
             accept()
             return None
+        self.origin = opened.origin or self.origin
         batch = self._to_deliver(opened, message)
         if not batch.parts:  # all of it was delivered before
             accept()

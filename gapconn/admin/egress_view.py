@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 from prometheus_client.metrics_core import Metric
+from starlette.requests import Request
+from starlette.responses import Response
 
 from gapconn import __version__
 from gapconn.admin.metrics import counter, counters, gauge
+from gapconn.admin.pages import json_response
 from gapconn.admin.security import security_metrics, security_status
-from gapconn.admin.view import bodies
-from gapconn.protocol.registry import DropReason, LossCause
+from gapconn.admin.view import Page, bodies
+from gapconn.bundle import as_json, bundle_of
+from gapconn.protocol.registry import DropReason, LossCause, Phase
 from gapconn.protocol.states import ReceiverState
 
 if TYPE_CHECKING:
@@ -34,12 +38,57 @@ class EgressView:
         self.link = egress.pair.link.name
 
     def live(self) -> list[str]:
-        """An egress that answers is alive: no restart mends an alarm, or a target that is away."""
-        return []
+        """What hangs. No restart mends an alarm, or a target that is away."""
+        return list(self._hangs.values())
 
     def health(self) -> list[str]:
-        """The alarms that stand: link interrupted, conflict, unverified."""
-        return list(self._egress.events.alarms.values())
+        """The alarms that stand (link interrupted, conflict, unverified), and what hangs."""
+        return [*self._egress.events.alarms.values(), *self._hangs.values()]
+
+    @property
+    def _hangs(self) -> dict[str, str]:
+        return self._egress.hang.found(trio.current_time())
+
+    def health_facts(self) -> dict[str, Any]:
+        """For a monitor: what is wrong by name, and for how long the sink has stood still."""
+        egress = self._egress
+        return {
+            "role": self.role,
+            "link": self.link,
+            "alarms": [*egress.events.alarms, *self._hangs],
+            "uptime_s": round(trio.current_time() - egress.started_at_s, 3),
+            "sink_stalled_s": round(egress.sink_stalled_s, 3),
+            "spool_stuck": bool(egress.queue.trouble),
+            "ingress": self._ingress_phase,
+            "gaps": egress.journal.positions_missing,
+        }
+
+    @property
+    def _ingress_phase(self) -> str | None:
+        """What the followed session says of itself; None if nothing was heard of it."""
+        said = self._egress.core.announcement
+        return None if said is None else Phase(said.phase).name.lower()
+
+    def pages(self) -> list[Page]:
+        """What a monitor carries over the management network."""
+        return [
+            Page("/positions", "what is delivered: by the sink, or safe in the spool", self._positions_page),
+            Page("/gaps", "what is missing, as gapconn gaps export writes it", self._gaps_page),
+        ]
+
+    async def _positions_page(self, request: Request) -> Response:
+        egress = self._egress
+        cluster = egress.queue.origin
+        positions = [
+            {"cluster": cluster, "topic": stream, "partition": partition, "next": position}
+            for (stream, partition), position in sorted(egress.delivered.next_positions().items())
+        ]
+        return json_response({"link": self.link, "epoch": egress.core.epoch, "positions": positions})
+
+    async def _gaps_page(self, request: Request) -> Response:
+        journal, link = self._egress.journal, self._egress.pair.link
+        entries = [entry for entry in journal if entry.open]
+        return Response(as_json(bundle_of(link.name, link.id, entries), entries), media_type="application/json")
 
     def ready(self) -> list[str]:
         """Why no data flows."""
@@ -65,8 +114,9 @@ class EgressView:
             "uptime_s": round(trio.current_time() - egress.started_at_s, 3),
             "state": core.state.value,
             "epoch": core.epoch,
+            "ingress": self._ingress_phase,
             "silent_s": round(core.silent_s(trio.current_time()), 3),
-            "alarms": egress.events.alarms,
+            "alarms": {**egress.events.alarms, **self._hangs},
             "security": security_status(egress.pair, egress.key_watch, heard_key=core.key_id),
             "listens_on": str(egress.socket.address),
             "receive_offload": egress.socket.gro,
@@ -145,6 +195,12 @@ class EgressView:
             core.state is ReceiverState.FOLLOWING,
         )
         yield gauge("gapconn_link_interrupted", "1 while the alarm stands.", "link_interrupted" in events.alarms)
+        yield gauge("gapconn_egress_hangs", "1 while the sink or the receiver stands still.", bool(self._hangs))
+        yield gauge(
+            "gapconn_ingress_paused",
+            "1 while the ingress says that its source is paused.",
+            self._ingress_phase == "paused",
+        )
         yield gauge("gapconn_link_conflict", "1 while two ingresses are heard on this link.", core.conflict)
         yield gauge(
             "gapconn_link_unverified",

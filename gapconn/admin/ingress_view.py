@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -11,7 +11,7 @@ from prometheus_client.metrics_core import Metric
 from gapconn import __version__
 from gapconn.admin.metrics import counter, counters, gauge
 from gapconn.admin.security import security_metrics, security_status
-from gapconn.admin.view import bodies
+from gapconn.admin.view import Page, bodies
 from gapconn.protocol.states import SenderState
 from gapconn.units import format_percent
 
@@ -24,8 +24,9 @@ class IngressView:
 
     role = "ingress"
 
-    def __init__(self, ingress: Ingress) -> None:
+    def __init__(self, ingress: Ingress, pages: Sequence[Page] = ()) -> None:
         self._ingress = ingress
+        self._pages = pages
         self.link = ingress.pair.link.name
 
     def live(self) -> list[str]:
@@ -36,11 +37,27 @@ class IngressView:
         """An ingress that runs is healthy: a blind sender cannot know more."""
         return []
 
+    def health_facts(self) -> dict[str, Any]:
+        """For a monitor: who holds it."""
+        return {
+            "role": self.role,
+            "link": self.link,
+            "uptime_s": round(trio.current_time() - self._ingress.started_at_s, 3),
+            "at_rest": self._ingress.at_rest.value,
+            "holds": self._ingress.pauses.facts(),
+        }
+
+    def pages(self) -> Sequence[Page]:
+        """Those by which it is controlled."""
+        return self._pages
+
     def ready(self) -> list[str]:
         """Why no data flows."""
         state = self._ingress.core.state
         if state is SenderState.ACTIVE:
-            return ["it was asked to stop"] if self._ingress.stopping else []
+            if self._ingress.stopping:
+                return ["it was asked to stop"]
+            return [f"it is paused by {hold.owner}: {hold.reason}" for hold in self._ingress.pauses.holds]
         return [f"the session is {state.value}"]
 
     def status(self) -> dict[str, Any]:
@@ -54,6 +71,7 @@ class IngressView:
             "uptime_s": round(trio.current_time() - ingress.started_at_s, 3),
             "state": ingress.core.state.value,
             "epoch": ingress.core.settings.epoch,
+            "paused": {"at_rest": ingress.at_rest.value, "holds": ingress.pauses.facts()},
             "security": security_status(ingress.pair, ingress.key_watch, key_in_use=ingress.core.key_id),
             "sends_to": str(link.address),
             "rate_bps": link.rate_bps,
@@ -83,6 +101,11 @@ class IngressView:
         }
 
     def metrics(self) -> Iterable[Metric]:
+        """Counters of the link and of the source, and whether it is paused."""
+        yield gauge("gapconn_source_paused", "1 while somebody holds the source.", bool(self._ingress.pauses.holds))
+        yield from self._link_metrics()
+
+    def _link_metrics(self) -> Iterable[Metric]:
         """Counters of the session and of the source."""
         ingress, counts = self._ingress, self._ingress.core.counters
         yield gauge(

@@ -60,7 +60,9 @@ class _ViewCollector(Collector):
         self._view = view
 
     def collect(self) -> Iterable[Metric]:
-        constant = {"link": self._view.link, "role": self._view.role}
+        constant = {"role": self._view.role}
+        if self._view.link:
+            constant = {"link": self._view.link, **constant}
         for family in self._families():
             family.samples = [sample._replace(labels={**constant, **sample.labels}) for sample in family.samples]
             yield family

@@ -1,9 +1,9 @@
-"""The pages of the admin endpoint, read only, and `/` that links them."""
+"""The pages of the admin endpoint: those of every end, those of this one, and `/`."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -14,9 +14,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from gapconn.admin.metrics import make_registry
-from gapconn.admin.view import AdminView
-
-_Endpoint = Callable[[Request], Awaitable[Response]]
+from gapconn.admin.view import AdminView, Page
 
 _OPENMETRICS = "application/openmetrics-text"
 _FRESH = {"Cache-Control": "no-store"}
@@ -30,7 +28,7 @@ def make_app(view: AdminView) -> Starlette:
         return _verdict(view.live(), good="alive", bad="hung")
 
     async def health(request: Request) -> Response:
-        return _verdict(view.health(), good="ok", bad="failing")
+        return _verdict(view.health(), good="ok", bad="failing", facts=view.health_facts())
 
     async def ready(request: Request) -> Response:
         return _verdict(view.ready(), good="ready", bad="not ready")
@@ -42,36 +40,44 @@ def make_app(view: AdminView) -> Starlette:
         return Response(encode(registry), headers={"Content-Type": media_type, **_FRESH})
 
     async def status(request: Request) -> Response:
-        return _json(view.status())
+        return json_response(view.status())
 
     async def index(request: Request) -> Response:
         return HTMLResponse(_index(view, pages), headers=_FRESH)
 
-    pages: dict[str, tuple[str, _Endpoint]] = {
-        "/live": ("would a restart help? 200 if not, or 503", live),
-        "/health": ("is anything wrong? 200 or 503", health),
-        "/ready": ("can data pass? 200 or 503", ready),
-        "/metrics": ("for Prometheus", metrics),
-        "/status": ("everything, as JSON", status),
-    }
-    app = Starlette(routes=[Route("/", index), *(Route(path, endpoint) for path, (_, endpoint) in pages.items())])
+    pages = [
+        Page("/live", "would a restart help? 200 if not, or 503", live),
+        Page("/health", "is anything wrong? 200 or 503", health),
+        Page("/ready", "can data pass? 200 or 503", ready),
+        Page("/metrics", "for Prometheus", metrics),
+        Page("/status", "everything, as JSON", status),
+        *view.pages(),
+    ]
+    routes = [Route(page.path, page.endpoint, methods=[page.method]) for page in pages]
+    app = Starlette(routes=[*routes, Route("/", index)])  # a view may have an index of its own
     app.router.redirect_slashes = False
     return app
 
 
-def _verdict(problems: list[str], *, good: str, bad: str) -> Response:
+def _verdict(problems: list[str], *, good: str, bad: str, facts: Mapping[str, Any] | None = None) -> Response:
     if problems:
-        return _json({"status": bad, "problems": problems}, status_code=503)
-    return _json({"status": good})
+        return json_response({"status": bad, "problems": problems, **(facts or {})}, status_code=503)
+    return json_response({"status": good, **(facts or {})})
 
 
-def _json(content: dict[str, Any], status_code: int = 200) -> Response:
+def json_response(content: Mapping[str, Any], status_code: int = 200) -> Response:
+    """`content` as an answer that nobody keeps."""
     # A value that JSON does not know is shown as text: a status page must not fail on an odd fact.
     body = msgspec.json.encode(content, enc_hook=str)
     return Response(body, status_code=status_code, media_type="application/json", headers=_FRESH)
 
 
-def _index(view: AdminView, pages: dict[str, tuple[str, _Endpoint]]) -> str:
+def _index(view: AdminView, pages: Sequence[Page]) -> str:
     title = html.escape(f"gapconn {view.role} of link {view.link}")
-    links = "".join(f'<li><a href="{path}">{path}</a>: {meaning}</li>' for path, (meaning, _) in pages.items())
+    links = "".join(
+        f'<li><a href="{page.path}">{page.path}</a>: {page.meaning}</li>'
+        if page.method == "GET"
+        else f"<li>{page.method} {page.path}: {page.meaning}</li>"
+        for page in pages
+    )
     return f'<!doctype html><html lang="en"><title>{title}</title><h1>{title}</h1><ul>{links}</ul></html>'

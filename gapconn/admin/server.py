@@ -40,12 +40,17 @@ log = structlog.get_logger(__name__)
 
 
 async def serve_admin(
-    listen: Address, view: AdminView, *, task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED
+    listen: Address,
+    view: AdminView,
+    *,
+    setting: str = "[admin] listen",
+    task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `view` at `listen` until cancelled; ends at once then, whatever the clients do.
 
     Args:
         listen: Port 0 takes a free one.
+        setting: The key that says so, for errors.
         task_status: Told the address once connections are accepted.
 
     Raises:
@@ -55,7 +60,7 @@ async def serve_admin(
         listeners = await trio.open_tcp_listeners(listen.port, host=listen.host)
     except OSError as error:
         raise LinkError(
-            f"[admin] listen = {str(listen)!r} cannot be used: {error}. Is another gapconn running on this host? Give"
+            f"{setting} = {str(listen)!r} cannot be used: {error}. Is another gapconn running on this host? Give"
             " each its own address, in the file or by GAPCONN_ADMIN_LISTEN"
         ) from error
     host, port = listeners[0].socket.getsockname()[:2]

@@ -7,11 +7,15 @@ receives into the same bursts, so that nothing above can tell the difference.
 
 from __future__ import annotations
 
+import array
+import contextlib
 import errno
+import fcntl
 import ipaddress
 import socket
 import struct
 import sys
+import termios
 from typing import TypeAlias, cast
 
 import trio
@@ -221,6 +225,13 @@ class UdpReceiver:
     def wake(self) -> None:
         """End the wait of whoever waits now: cheaper than a cancel scope around each wait."""
         trio.lowlevel.notify_closing(self._socket)
+
+    def has_waiting(self) -> bool:
+        """Whether the kernel holds something that was not taken."""
+        waiting = array.array("i", [0])
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(self._socket, termios.FIONREAD, waiting)
+        return bool(waiting[0])
 
     def receive(self, slab: Slab) -> list[Burst]:
         """What has arrived and fits into `slab`, which has `RECEIVE_SLAB_BYTES`; does not wait.

@@ -52,6 +52,7 @@ class Phase(IntEnum):
     ANNOUNCING = 1
     ACTIVE = 2
     CLOSING = 3
+    PAUSED = 4
 
 
 class MessageKind(IntEnum):

@@ -129,6 +129,8 @@ class LinkSender:
         self._announced_at_s: float | None = None
         self._last_message_s = -math.inf
         self._now_s = -math.inf
+        self.paused = False
+        """Whether the source is paused: announced while the session is active (GC-SESS-17)."""
 
     @property
     def state(self) -> SenderState:
@@ -407,7 +409,7 @@ class LinkSender:
             fec_source_symbols=block_symbols,
             fec_repair_symbols=repair_symbols(block_symbols, settings.repair_share),
             security_mode=self._protector.mode,
-            phase=_PHASES[self._machine.state],
+            phase=Phase.PAUSED if self.paused and self.state is SenderState.ACTIVE else _PHASES[self._machine.state],
         )
 
 

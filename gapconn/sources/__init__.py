@@ -6,7 +6,7 @@ value the class.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 from gapconn.plugins import Carries, Context, PluginRegistry
@@ -51,6 +51,9 @@ class Source(Protocol):
 
     A source whose origin is away tries again with `gapconn.backoff.Backoff`, for ever, and logs and counts each try. It
     raises `SourceError` only when trying again cannot help; any other exception is a bug and ends the process.
+
+    An ingress that is paused cancels `run`, and calls it again on the same object when it is resumed: positions and
+    names of streams must not come a second time in a session.
     """
 
     Config: ClassVar[type[Any]]
@@ -62,6 +65,18 @@ class Source(Protocol):
 
     async def run(self, outlet: Outlet) -> None:
         """Read and send until the data ends or the task is cancelled."""
+
+
+class RewindingSource(Source, Protocol):
+    """A source that can go back in what it has acknowledged (GC-DLV-24)."""
+
+    def rewind_to(self, positions: Mapping[str, int]) -> None:
+        """Called directly before `run` is cancelled for a pause.
+
+        Args:
+            positions: By `cluster/stream/partition`, the next position that the egress misses; the cluster may be
+                empty. What is not in it was never delivered.
+        """
 
 
 def carried(source: type[Source], config: Any) -> Carries:

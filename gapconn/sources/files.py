@@ -128,6 +128,8 @@ class FilesSource:
             if self._sent:
                 self._context.counters["sent_but_not_put_away"] += len(self._sent)
                 self._context.log.warning("files_not_put_away", files=len(self._sent), hint="they will be sent again")
+                self._sent.clear()
+            self._stuck = False
             self._directory.close()
 
     async def _watch(self, outlet: Outlet, packer: _Packer) -> None:

@@ -46,6 +46,8 @@ class GenerateSource:
     def __init__(self, config: GenerateConfig, context: Context) -> None:
         self._config = config
         self._context = context
+        self._number = 0
+        """Of the next record, in this session."""
 
     async def run(self, outlet: Outlet) -> None:
         """Send `count` records, at `rate`."""
@@ -54,7 +56,7 @@ class GenerateSource:
         per_batch = max(1, outlet.batch_bytes // (size_bytes + _RECORD_OVERHEAD_BYTES))
         if rate_bps:
             per_batch = min(per_batch, max(1, int(rate_bps * _BATCH_SECONDS_MAX / (8 * size_bytes))))
-        number = 0
+        number = self._number
         due = trio.current_time()
         while not count or number < count:
             n = min(per_batch, count - number) if count else per_batch
@@ -65,7 +67,7 @@ class GenerateSource:
                 values=pattern.values(number, n),
             )
             await outlet.send(Batch(parts=[records]))
-            number += n
+            number = self._number = number + n
             self._context.status.update(generated=number, generated_bytes=number * size_bytes)
             if rate_bps:
                 due = max(due + 8 * n * size_bytes / rate_bps, trio.current_time() - _CATCH_UP_S)

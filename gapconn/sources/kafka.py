@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import groupby
 from typing import Any, ClassVar, Final, Literal, TypeVar
 
@@ -43,6 +43,8 @@ GATHER_S: Final = 0.002
 """After a lull, the first record waits so long for others: it halves the work of both ends at a thousand a second."""
 BATCHES_IN_HAND: Final = 4
 """No more is read while this many batches wait for the link."""
+SESSION_TIMEOUT_MS: Final = 6_000
+"""The shortest that brokers allow as they come."""
 KEEP_ALIVE_S: Final = 1.0
 """How long to wait for the link before the group is told again that this member is alive."""
 PROBE_INTERVAL_S: Final = 1.0
@@ -67,6 +69,12 @@ class KafkaSourceConfig:
         help="Topics to carry; an entry that begins with ^ is a regular expression, also for topics made later."
     )
     group_id: str = option(help="Consumer group; the pairs that share a load are members of one group.")
+    group_instance_id: str = option(
+        default="",
+        help="Makes this ingress a static member: a restart shorter than the session timeout moves no partitions, but "
+        "those of one that is gone for good, or paused, move only when that is over. No two may have the same.",
+        allowed="a name that no other member of the group has",
+    )
     start: Literal["earliest", "latest"] = option(
         default="earliest", help="Where to begin in a partition for which the group has no offset."
     )
@@ -120,11 +128,17 @@ class KafkaSource:
         self._config = config
         self._context = context
         self._watch = BrokerWatch(context)
+        self._session: _Session | None = None
+
+    def rewind_to(self, positions: Mapping[str, int]) -> None:
+        """Before the source is cancelled for a pause: where the egress stands (gapconn.sources.RewindingSource)."""
+        if self._session is not None:
+            self._session.rewind_to(positions)
 
     async def run(self, outlet: Outlet) -> None:
         backoff = Backoff()
         while True:
-            session = _Session(self._config, self._context, self._watch, outlet)
+            self._session = session = _Session(self._config, self._context, self._watch, outlet)
             try:
                 await session.run()
             except _ClientFailed as failure:
@@ -166,6 +180,8 @@ class _Session:
         self._ended: SourceError | _ClientFailed | None = None
         """Why no more is read; raised once everything before was sent."""
         self._closing = False
+        self._rewind_to: Mapping[str, int] | None = None
+        """Where the egress stands, if the group is to go back there before it is left."""
         self._consumer = self._offsets.consumer = self._open()
 
     async def run(self) -> None:
@@ -185,6 +201,8 @@ class _Session:
         finally:
             with trio.CancelScope(deadline=sending.deadline, shield=True):
                 await self._outlet.flush()
+            if self._rewind_to is not None:
+                await _in_thread(self._rewind)
             self._closing = True
             with trio.CancelScope(deadline=deadline, shield=True) as closing:
                 await trio.to_thread.run_sync(self._consumer.close, abandon_on_cancel=True)
@@ -195,6 +213,9 @@ class _Session:
             raise self._ended
 
     # In Trio's thread.
+
+    def rewind_to(self, positions: Mapping[str, int]) -> None:
+        self._rewind_to = positions
 
     async def _read_on(self) -> None:
         while self._ended is None:
@@ -222,6 +243,12 @@ class _Session:
             await self._in_hand.wait_value(0)
             await self._outlet.flush()
 
+    # In the worker thread: leaving.
+
+    def _rewind(self) -> None:
+        origin = self._origin or self._ask(lambda: self._consumer.cluster_id(REQUEST_TIMEOUT_S)) or ""
+        self._offsets.rewind(origin, self._rewind_to or {}, 0.2 * self._outlet.flush_timeout_s)
+
     # In the worker thread: reading.
 
     def _open(self) -> Consumer:
@@ -236,6 +263,9 @@ class _Session:
             "queued.min.messages": 10_000,
             "fetch.max.bytes": 4 << 20,
         }
+        if config.client.get("group.protocol") != "consumer":  # There, the broker says these.
+            # Without it a killed member would hold its partitions for 45 s. The library's own thread says that we live.
+            defaults |= {"session.timeout.ms": SESSION_TIMEOUT_MS, "heartbeat.interval.ms": SESSION_TIMEOUT_MS // 6}
         fixed: dict[str, Any] = {
             "bootstrap.servers": config.bootstrap_servers,
             "group.id": config.group_id,
@@ -244,6 +274,8 @@ class _Session:
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
         }
+        if config.group_instance_id:
+            fixed["group.instance.id"] = config.group_instance_id
         if config.client.get("group.protocol") != "consumer":  # With that one, the broker assigns, and cooperatively.
             fixed["partition.assignment.strategy"] = "cooperative-sticky"
         callbacks = {"error_cb": self._on_error, "on_commit": self._offsets.on_commit, "logger": self._watch}
@@ -311,6 +343,8 @@ class _Session:
             start, end = end, end + len(list(run))
             partition = self._offsets.partitions.get(place)  # type: ignore[arg-type]  # neither is None without an error
             if partition is not None:  # Else it was revoked inside this very read, and its next owner reads these.
+                if partition.began == NO_POSITION:
+                    partition.began = messages[start].offset() or 0
                 self._pack(packer, partition, messages[start:end])
         hands = packer.finish()
         if packer.record_count:
@@ -405,7 +439,7 @@ class _Session:
         for committed in self._offsets.committed(assigned):
             place = (committed.topic, committed.partition)
             previous = chain_position(committed, self._context.link_id)
-            self._offsets.partitions[place] = Partition(place=place, handed=previous)
+            self._offsets.take_up(Partition(place=place, handed=previous, taken_up=previous))
             starts.append(TopicPartition(*place, self._offsets.start(committed)))
             self._log.info(
                 "partition_assigned",
@@ -439,9 +473,7 @@ class _Session:
     def _forget(self, partitions: list[TopicPartition]) -> None:
         for place in places_of(partitions):
             self._resets.pop(place, None)
-            partition = self._offsets.partitions.pop(place, None)
-            if partition is not None:
-                partition.owned = False
+            self._offsets.give_away(place)
         self._left_over = [
             each for each in self._left_over if (each.topic(), each.partition()) in self._offsets.partitions
         ]

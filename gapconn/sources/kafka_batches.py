@@ -32,6 +32,10 @@ class Partition:
     place: Place
     handed: int
     """Position of the last record handed over, also in earlier runs of this link: the chain's last link."""
+    taken_up: int = NO_POSITION
+    """`handed` as it was when the partition was assigned: with it, the chain of an earlier run goes on."""
+    began: int = NO_POSITION
+    """Position of the first record that was read since it was assigned."""
     sent: int = NO_POSITION
     """Position of the last record that the kernel took. Written in Trio's thread."""
     committed: int = NO_POSITION
@@ -60,7 +64,8 @@ class Hand:
         """The kernel took it: these offsets may be committed."""
         for partition, part in zip(self.partitions, self.batch.parts, strict=True):
             assert isinstance(part, Records)
-            partition.sent = part.positions[-1]
+            if partition.owned:
+                partition.sent = part.positions[-1]
 
 
 @attrs.define(kw_only=True)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Literal, Protocol, TypeVar
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_STORED, Consumer, KafkaError, TopicPartition
 
 from gapconn.kafka_client import BrokerWatch
+from gapconn.pauses import delivered_at
 from gapconn.plugins import Context
 from gapconn.record import NO_POSITION
 from gapconn.sources.kafka_batches import Partition, Place
@@ -22,6 +23,8 @@ from gapconn.sources.kafka_batches import Partition, Place
 T = TypeVar("T")
 
 REQUEST_TIMEOUT_S: Final = 5.0
+GIVEN_AWAY_S: Final = 60.0
+"""How long it is remembered what was sent of a partition that somebody else has now."""
 
 
 class Ask(Protocol):
@@ -41,6 +44,28 @@ def chain_position(committed: TopicPartition, link_id: int) -> int:
     if said is None or int(said[1]) != link_id or int(said[2]) >= committed.offset:
         return NO_POSITION
     return int(said[2])
+
+
+def rewound_to(partition: Partition, delivered: int | None) -> tuple[int, int] | None:
+    """Where a group is to go on so that what its egress did not deliver is sent again (GC-DLV-24).
+
+    Args:
+        partition: What this link did in it.
+        delivered: The next position that the egress misses; None if it has never delivered anything of it.
+
+    Returns:
+        The offset to commit, and the last position that this link sent before it in the same chain; None to leave all
+        as it is.
+    """
+    last = max(partition.sent, partition.taken_up)
+    if delivered is not None and (partition.taken_up != NO_POSITION or delivered > partition.began):
+        offset, previous = delivered, delivered - 1
+    elif partition.began != NO_POSITION:
+        # What is before that was sent by another link, if the egress stands there: not by this chain.
+        offset, previous = partition.began, NO_POSITION
+    else:
+        return None
+    return (offset, previous) if offset <= last else None
 
 
 def places_of(partitions: Iterable[TopicPartition]) -> list[Place]:
@@ -70,6 +95,7 @@ class Offsets:
         commit_interval_s: float,
     ) -> None:
         self.partitions: dict[Place, Partition] = {}
+        self._given_away: dict[Place, tuple[float, Partition]] = {}
         self._context = context
         self._log = context.log
         self._counters = context.counters
@@ -143,6 +169,72 @@ class Offsets:
                 metadata = commit_metadata(self._context.link_id, sent)
                 offsets.append(TopicPartition(*partition.place, sent + 1, metadata=metadata))
         return offsets
+
+    def take_up(self, partition: Partition) -> None:
+        """The partition is assigned from now on."""
+        self.partitions[partition.place] = partition
+        self._given_away.pop(partition.place, None)
+
+    def give_away(self, place: Place) -> Partition | None:
+        """The partition is not assigned any more; None if it was not."""
+        partition = self.partitions.pop(place, None)
+        if partition is not None:
+            partition.owned = False
+            self._given_away[place] = (time.monotonic(), partition)
+        return partition
+
+    def rewind(self, cluster: str, positions: Mapping[str, int], timeout_s: float) -> None:
+        """Move what the group has committed back to where the egress stands, before the group is left (GC-DLV-24).
+
+        Only in what is assigned. What was given away just before cannot be moved any more: that is said, with the
+        offsets that may be missing.
+
+        Args:
+            cluster: The name in the keys.
+            positions: By `cluster/topic/partition`, the next position that the egress misses.
+            timeout_s: How long to try.
+        """
+        offsets = []
+        for partition in self.partitions.values():
+            target = rewound_to(partition, delivered_at(positions, cluster, *partition.place))
+            if target is not None:
+                offset, previous = target
+                self._log.warning(
+                    "offsets_rewound", topic=partition.place[0], partition=partition.place[1], offset=offset,
+                    sent_up_to=max(partition.sent, partition.taken_up),
+                )  # fmt: skip
+                # From now on this is what was sent, also for a commit that has to be tried again.
+                partition.owned = False
+                partition.sent = partition.committed = offset - 1
+                metadata = commit_metadata(self._context.link_id, previous)
+                offsets.append(TopicPartition(*partition.place, offset, metadata=metadata))
+        self._tell_of_given_away(cluster, positions)
+        self._context.status["rewound"] = {f"{each.topic}/{each.partition}": each.offset for each in offsets}
+        deadline = time.monotonic() + timeout_s
+        while offsets:
+            answer = self._ask(lambda: self.consumer.commit(offsets=offsets, asynchronous=False))  # noqa: B023
+            failed = {(each.topic, each.partition) for each in answer or offsets if answer is None or each.error}
+            offsets = [each for each in offsets if (each.topic, each.partition) in failed]
+            if offsets and time.monotonic() > deadline:
+                self._counters["rewind_failed"] += len(offsets)
+                self._log.error(
+                    "rewind_failed", offsets={f"{each.topic}/{each.partition}": each.offset for each in offsets},
+                    effect="what was sent behind these offsets may be missing: send it again by gapconn resend",
+                )  # fmt: skip
+                return
+            if offsets:
+                time.sleep(0.1)  # The group is being rebalanced, or its coordinator moves.
+
+    def _tell_of_given_away(self, cluster: str, positions: Mapping[str, int]) -> None:
+        for place, (at, partition) in self._given_away.items():
+            target = rewound_to(partition, delivered_at(positions, cluster, *place))
+            if target is not None and time.monotonic() - at < GIVEN_AWAY_S:
+                self._counters["rewind_missed"] += 1
+                self._log.error(
+                    "rewind_missed", topic=place[0], partition=place[1], first_offset=target[0],
+                    last_offset=max(partition.sent, partition.taken_up),
+                    effect="the partition had just been given to another member: send these again by gapconn resend",
+                )  # fmt: skip
 
     def on_commit(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
         failed = offsets if error is not None else [offset for offset in offsets if offset.error is not None]

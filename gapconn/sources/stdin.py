@@ -63,6 +63,8 @@ class StdinSource:
         self._config = config
         self._context = context
         self._fd = fd
+        self._lines: _Lines | None = None
+        self._streams = 0
 
     async def run(self, outlet: Outlet) -> None:
         """Send until the input ends."""
@@ -71,9 +73,11 @@ class StdinSource:
         standard_input = _Input(self._fd)
         form: _Form
         if self._config.format == "raw":
-            form = _Raw(self._context)
+            form = _Raw(self._context, self._streams)
+            self._streams += 1
         else:
-            form = _Lines(self._context, min(self._config.max_line_bytes, message_bytes_max), limit_bytes)
+            line_bytes_max = min(self._config.max_line_bytes, message_bytes_max)
+            form = self._lines = self._lines or _Lines(self._context, line_bytes_max, limit_bytes)
         unsent = list(form.begin())
         try:
             await _send_all(outlet, unsent)
@@ -139,10 +143,10 @@ class _Form(Protocol):
 
 
 class _Raw:
-    """One byte stream for the whole input."""
+    """One byte stream for the whole input; where the source was paused, one more for the rest."""
 
-    def __init__(self, context: Context) -> None:
-        self._stream = f"{context.epoch:x}-{STREAM}"
+    def __init__(self, context: Context, number: int) -> None:
+        self._stream = f"{context.epoch:x}-{STREAM}" + (f"-{number}" if number else "")
         self._status = context.status
         self._position = 0
         self._ended = False

@@ -224,6 +224,7 @@ class TcpSource:
             await outlet.send(Batch(parts=[c.chunk(ChunkKind.ABORT) for c in self._open.values()]))
         if scope.cancelled_caught:
             self._context.log.warning("abort_not_sent", streams=len(self._open))
+        self._open.clear()
 
     def _count_connections(self, change: int) -> None:
         self._connected += change

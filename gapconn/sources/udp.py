@@ -79,6 +79,7 @@ class UdpSource:
                 if self._in_hand is not None:
                     self._context.counters["lost_at_stop"] += self._in_hand.record_count
                     self._context.log.warning("datagrams_lost_at_stop", datagrams=self._in_hand.record_count)
+                    self._in_hand = None
 
     async def _open(self) -> socket.socket:
         listen = self._config.listen
@@ -94,6 +95,7 @@ class UdpSource:
                 sock.close()
             raise SourceError(f"cannot listen on {listen}: {error}") from error
         sock.setblocking(False)
+        self._dropped = 0  # of this socket
         self._stream = str(Address(listen.host, sock.getsockname()[1]))
         wanted = self._config.receive_buffer_bytes
         granted = grow_receive_buffer(sock, wanted)

@@ -160,8 +160,11 @@ class WatchedDirectory:
         return failed
 
     def close(self) -> None:
+        """Forget what was found and not put away: the next scan finds it again."""
+        self._files = {}
         if self._ledger is not None:
             self._ledger.close()
+            self._ledger = None
 
     def _prepare(self) -> None:
         root = os.path.realpath(self._directory)

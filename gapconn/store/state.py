@@ -5,11 +5,15 @@ All calls block for a disk write or two: the services make them in a thread.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+import attrs
+
 from gapconn.errors import LinkError
+from gapconn.pauses import Hold
 from gapconn.protocol.positions import Standing
 from gapconn.protocol.receiver import Progress
 from gapconn.store.database import StateFile
@@ -20,7 +24,10 @@ POSITIONS_MAX: Final = 100_000
 """Positions kept by an egress. Beyond it the ones that were updated longest ago are forgotten."""
 
 # Numbers are stored as text: epochs and positions go beyond SQLite's signed 64 bits.
-_INGRESS_TABLES: Final = ("CREATE TABLE session(last_epoch TEXT NOT NULL)",)
+_HOLD_TABLE: Final = """CREATE TABLE IF NOT EXISTS hold(
+    owner TEXT PRIMARY KEY, reason TEXT NOT NULL, since_s REAL NOT NULL, renewed_s REAL NOT NULL
+)"""
+_INGRESS_TABLES: Final = ("CREATE TABLE session(last_epoch TEXT NOT NULL)", _HOLD_TABLE)
 _EGRESS_TABLES: Final = (
     """CREATE TABLE progress(
         epoch TEXT NOT NULL,
@@ -98,6 +105,23 @@ class IngressState:
             db.execute("DELETE FROM session")
             db.execute("INSERT INTO session VALUES (?)", (str(epoch),))
         return epoch, previous
+
+    def holds(self) -> list[Hold]:
+        """Who held the ingress when it ended."""
+        with self._file.transaction("read") as db:
+            db.execute(_HOLD_TABLE)  # the file may be of a release before there were holds
+            rows = db.execute("SELECT owner, reason, since_s, renewed_s FROM hold").fetchall()
+        return [Hold(owner=owner, reason=reason, since_s=s, renewed_s=r) for owner, reason, s, r in rows]
+
+    def save_holds(self, holds: Sequence[Hold]) -> None:
+        """Store who holds it now, instead of what was stored.
+
+        Raises:
+            LinkError: the state cannot be written.
+        """
+        with self._file.transaction("saved") as db:
+            db.execute("DELETE FROM hold")
+            db.executemany("INSERT INTO hold VALUES (?, ?, ?, ?)", [attrs.astuple(hold) for hold in holds])
 
     def close(self) -> None:
         """Let go of the file and the lock. May be called again."""

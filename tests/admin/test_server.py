@@ -22,6 +22,7 @@ from gapconn import __version__
 from gapconn.admin import server
 from gapconn.admin.metrics import counter, counters, gauge, gauges
 from gapconn.admin.server import serve_admin
+from gapconn.admin.view import Page
 from gapconn.errors import LinkError
 from gapconn.units import Address
 
@@ -52,6 +53,12 @@ class View:
 
     def metrics(self) -> Iterable[Metric]:
         return self.families
+
+    def health_facts(self) -> dict[str, Any]:
+        return {}
+
+    def pages(self) -> list[Page]:
+        return []
 
 
 @asynccontextmanager

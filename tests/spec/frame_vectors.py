@@ -209,7 +209,7 @@ def _bad_announcements() -> dict[str, bytes]:
         "heartbeat: interval 0": saying(heartbeat_interval_ms=0),
         "heartbeat: an interruption timeout below the interval": saying(interruption_timeout_ms=999),
         "heartbeat: phase 0": saying(phase=0),
-        "heartbeat: phase 4": saying(phase=4),
+        "heartbeat: phase 5": saying(phase=5),
         "heartbeat: a reserved field of the announcement": saying(reserved=1),
     }
 

@@ -30,7 +30,7 @@ PlainRun: TypeAlias = tuple[str, int, int, int, int, int, int, bool, int]
 """stream, partition, previous, first, last, count, begun, continues, chain"""
 
 STARTUP, DATA, HEARTBEAT, SHUTDOWN = 1, 2, 3, 4
-ANNOUNCING, ACTIVE, CLOSING = 1, 2, 3
+ANNOUNCING, ACTIVE, CLOSING, PAUSED = 1, 2, 3, 4
 BATCH, POSITIONS = 1, 2
 
 HEADER = struct.Struct(">HBBHHIHBBQQQII")
@@ -150,7 +150,7 @@ def malformed(d: Datagram, payload: bytes) -> bool:
         or a.messages_sent > d.sequence
         or a.previous_epoch >= d.epoch
         or not 1 <= a.heartbeat_interval <= a.interruption_timeout
-        or a.phase not in (ANNOUNCING, ACTIVE, CLOSING)
+        or a.phase not in (ANNOUNCING, ACTIVE, CLOSING, PAUSED)
         or any(a.reserved)
     )
 

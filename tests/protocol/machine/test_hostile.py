@@ -95,7 +95,7 @@ def announcements(draw: st.DrawFn) -> list[bytes]:
         security_mode=0,
         fec_source_symbols=0,
         fec_repair_symbols=0,
-        phase=draw(st.sampled_from([1, 2, 2, 3] * 5 + [0, 255])),
+        phase=draw(st.sampled_from([1, 2, 2, 3, 4] * 4 + [0, 255])),
         reserved=bytes([draw(rarely)]).rjust(12, b"\0"),
     )
     header = Datagram(

@@ -1,0 +1,139 @@
+"""Asking the admin endpoint of an end, and controlling it: what `gapconn pause` and the monitor use."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import attrs
+import httpx
+import trio
+
+from gapconn.errors import LinkError
+
+
+class NoAnswerError(LinkError):
+    """It did not answer, or not in time, or not as an end of gapconn does."""
+
+
+class RefusedError(LinkError):
+    """It answered that it does not do it."""
+
+
+@attrs.frozen
+class Health:
+    """What `/health` said."""
+
+    problems: list[str]
+    """What is wrong, a sentence each."""
+    facts: dict[str, Any]
+    """All that it said."""
+
+
+class AdminClient:
+    """One end's admin endpoint.
+
+    Each request has a connection of its own: an idle one may be closed by the other side at the moment at which it is
+    used again, and that would look like a dead end.
+
+    Args:
+        url: Such as `http://192.0.2.10:9464`.
+        token: For what needs it; empty for what does not.
+        timeout_s: For a whole request. No answer within it is none.
+    """
+
+    def __init__(self, url: str, *, token: str = "", timeout_s: float) -> None:
+        self.url = url.rstrip("/")
+        self._timeout_s = timeout_s
+        # The certificates of the system take a moment to load: only for who needs them.
+        verify = ssl.create_default_context() if url.startswith("https:") else False
+        self._client = httpx.AsyncClient(
+            base_url=self.url,
+            trust_env=False,
+            verify=verify,
+            timeout=timeout_s,
+            limits=httpx.Limits(max_keepalive_connections=0),
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.aclose()
+
+    async def health(self) -> Health:
+        """What `/health` says.
+
+        Raises:
+            NoAnswerError: nothing.
+        """
+        answer = await self._request("GET", "/health")
+        facts = self._json(answer)
+        if answer.status_code not in (200, 503):
+            raise NoAnswerError(f"{self.url}/health: answered {answer.status_code}")
+        return Health(problems=[str(each) for each in facts.get("problems", ())], facts=facts)
+
+    async def positions(self) -> dict[str, int]:
+        """What the egress has delivered: the next position it misses, by `cluster/topic/partition`.
+
+        Raises:
+            NoAnswerError, RefusedError: it is not known.
+        """
+        answer = self._done(await self._request("GET", "/positions"))
+        try:
+            return {
+                f"{each['cluster']}/{each['topic']}/{each['partition']}": int(each["next"])
+                for each in answer["positions"]
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            raise NoAnswerError(f"{self.url}/positions: not as expected: {error!r}") from error
+
+    async def gaps(self) -> str:
+        """What the egress misses, as `gapconn gaps export` writes it.
+
+        Raises:
+            NoAnswerError, RefusedError: it is not known.
+        """
+        answer = await self._request("GET", "/gaps")
+        self._done(answer)
+        return answer.text
+
+    async def post(self, path: str, body: Mapping[str, Any] | str) -> dict[str, Any]:
+        """Have something done: `/pause`, `/resume`, `/resend`; what was answered.
+
+        Raises:
+            NoAnswerError: it is not known whether it was done.
+            RefusedError: it was not.
+        """
+        content: dict[str, Any] = {"content": body.encode()} if isinstance(body, str) else {"json": dict(body)}
+        return self._done(await self._request("POST", path, **content))
+
+    async def _request(self, method: str, path: str, **content: Any) -> httpx.Response:
+        # httpx's own timeout is for each step; this one is for all of them.
+        try:
+            with trio.fail_after(self._timeout_s):
+                return await self._client.request(method, path, **content)
+        except (trio.TooSlowError, httpx.TimeoutException):
+            raise NoAnswerError(f"{self.url}{path}: no answer within {self._timeout_s:g} s") from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise NoAnswerError(f"{self.url}{path}: {str(error) or type(error).__name__}") from error
+
+    def _done(self, answer: httpx.Response) -> dict[str, Any]:
+        facts = self._json(answer)
+        if answer.status_code != 200:
+            raise RefusedError(f"{answer.url}: {facts.get('error', f'answered {answer.status_code}')}")
+        return facts
+
+    def _json(self, answer: httpx.Response) -> dict[str, Any]:
+        if answer.status_code == 404:
+            raise RefusedError(f"{answer.url}: there is no such page: another role, or an older release of gapconn")
+        try:
+            facts = answer.json()
+        except ValueError as error:
+            raise NoAnswerError(f"{answer.url}: not JSON: is this an end of gapconn?") from error
+        return facts if isinstance(facts, dict) else {}
