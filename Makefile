@@ -5,9 +5,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_WORKERS ?= 2
+DOCKER ?= docker
+IMAGE_BUILD_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench sweep plots docs lock clean
+.PHONY: help demo test image stacks chart lint format bench sweep plots docs lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +35,15 @@ test: $(VENV)/ready  ## the whole test suite, with a real Kafka broker
 	  code=$$?; [ $$code = 1 ] || exit $$code; \
 	  echo; echo "=== FAILED beside other tests (above); once more, one at a time ==="; \
 	  $(BIN)/python -m pytest --last-failed --last-failed-no-failures none; }
+
+image:  ## the container image gapconn:local (needs a Docker engine)
+	$(DOCKER) build $(IMAGE_BUILD_OPTIONS) -f compose/Dockerfile -t gapconn:local .
+
+stacks: $(VENV)/ready  ## every stack of compose/: started, broken, and every record accounted for (needs the image)
+	@$(BIN)/python -m pytest -m docker tests/stacks
+
+chart: $(VENV)/ready  ## the Helm chart: lint, and what it renders (needs helm)
+	@$(BIN)/python -m pytest -m helm tests/kubernetes
 
 lint: $(VENV)/ready  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "gapconn"
-PAGE = "".join((ROOT / "docs" / name).read_text() for name in ("operations.md", "dedup.md", "high-availability.md"))
+PAGES = ("operations.md", "dedup.md", "high-availability.md")
+PAGE = "".join((ROOT / "docs" / name).read_text() for name in PAGES)
 
 # Where the name of an event is the argument of this number. `debug` is for developers and not on the page.
 LOGGING = {"info": 0, "warning": 0, "error": 0, "exception": 0, "critical": 0, "warn": 0}

@@ -10,6 +10,7 @@ from prometheus_client.metrics_core import Metric
 
 from gapconn import __version__
 from gapconn.admin.metrics import counter, counters, gauge, gauges
+from gapconn.admin.view import Page
 
 if TYPE_CHECKING:
     from gapconn.dedup.service import DedupService
@@ -23,6 +24,18 @@ class DedupView:
     def __init__(self, service: DedupService) -> None:
         self._service = service
         self.link = service.file.dedup.name
+
+    def live(self) -> list[str]:
+        """A deduplicator that answers is alive."""
+        return []
+
+    def health_facts(self) -> dict[str, Any]:
+        """Which one it is."""
+        return {"role": self.role, "name": self.link}
+
+    def pages(self) -> list[Page]:
+        """None beside those that every end has."""
+        return []
 
     def health(self) -> list[str]:
         """The alarms that stand: a link is silent, a link lags."""

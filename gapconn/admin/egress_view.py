@@ -38,6 +38,10 @@ class EgressView:
         self._egress = egress
         self.link = egress.pair.link.name
 
+    def live(self) -> list[str]:
+        """What hangs. No restart mends an alarm, or a target that is away."""
+        return list(self._hangs.values())
+
     def health(self) -> list[str]:
         """The alarms that stand (link interrupted, conflict, unverified), and what hangs."""
         return [*self._egress.events.alarms.values(), *self._hangs.values()]

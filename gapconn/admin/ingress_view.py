@@ -30,6 +30,10 @@ class IngressView:
         self._pages = pages
         self.link = ingress.pair.link.name
 
+    def live(self) -> list[str]:
+        """An ingress that answers is alive."""
+        return []
+
     def health(self) -> list[str]:
         """An ingress that runs is healthy: a blind sender cannot know more."""
         return []

@@ -1,4 +1,4 @@
-"""The pages of the admin endpoint: `/health`, `/ready`, `/metrics`, `/status`, those of one end, and `/`."""
+"""The pages of the admin endpoint: those of every end, those of this one, and `/`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ def make_app(view: AdminView) -> Starlette:
     """The ASGI application that shows `view`."""
     registry = make_registry(view)
 
+    async def live(request: Request) -> Response:
+        return _verdict(view.live(), good="alive", bad="hung")
+
     async def health(request: Request) -> Response:
         return _verdict(view.health(), good="ok", bad="failing", facts=view.health_facts())
 
@@ -43,6 +46,7 @@ def make_app(view: AdminView) -> Starlette:
         return HTMLResponse(_index(view, pages), headers=_FRESH)
 
     pages = [
+        Page("/live", "would a restart help? 200 if not, or 503", live),
         Page("/health", "is anything wrong? 200 or 503", health),
         Page("/ready", "can data pass? 200 or 503", ready),
         Page("/metrics", "for Prometheus", metrics),

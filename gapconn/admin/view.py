@@ -35,6 +35,9 @@ class AdminView(Protocol):
     def link(self) -> str:
         """Name of the link; empty where there is not one."""
 
+    def live(self) -> list[str]:
+        """What only a restart of the process mends, a sentence each. That it can be asked says the most of it."""
+
     def health(self) -> list[str]:
         """What is wrong, a sentence each; empty when all is well."""
 

@@ -32,6 +32,10 @@ class MonitorView:
         self._notifier = notifier
         self._started_s = trio.current_time()
 
+    def live(self) -> list[str]:
+        """A monitor that answers is alive."""
+        return []
+
     def health(self) -> list[str]:
         """What keeps the monitor itself from its work. A pair that is out is no fault of it: see `/status`."""
         return [f"{watcher.pair.name}: {watcher.misconfigured}" for watcher in self._watchers if watcher.misconfigured]

@@ -33,10 +33,14 @@ class View:
 
     role: str = "egress"
     link: str = 'or"<b>ders'
+    hangs: list[str] = attrs.field(factory=list)
     problems: list[str] = attrs.field(factory=list)
     missing: list[str] = attrs.field(factory=list)
     facts: dict[str, Any] = attrs.field(factory=dict)
     families: list[Metric] = attrs.field(factory=list)
+
+    def live(self) -> list[str]:
+        return self.hangs
 
     def health(self) -> list[str]:
         return self.problems
@@ -89,13 +93,16 @@ async def said(stream: trio.SocketStream) -> bytes:
     return answer
 
 
-async def test_health_and_readiness_follow_the_view() -> None:
+async def test_liveness_health_and_readiness_follow_the_view() -> None:
     view = View()
     async with serving(view) as address:
-        for path, good, bad in (("/health", "ok", "failing"), ("/ready", "ready", "not ready")):
+        for path, good, bad, problems in (
+            ("/live", "alive", "hung", view.hangs),
+            ("/health", "ok", "failing", view.problems),
+            ("/ready", "ready", "not ready", view.missing),
+        ):
             answer = await get(address, path)
             assert (answer.status_code, answer.json()) == (200, {"status": good})
-            problems = view.problems if path == "/health" else view.missing
             problems.append("the link is interrupted")
             answer = await get(address, path)
             assert (answer.status_code, answer.json()) == (
@@ -181,7 +188,7 @@ def test_a_name_against_the_convention_is_a_mistake(make: Any, name: str) -> Non
 async def test_the_index_links_the_pages_and_escapes_the_link_name() -> None:
     async with serving(View()) as address:
         page = (await get(address, "/")).text
-        for path in ("/health", "/ready", "/metrics", "/status"):
+        for path in ("/live", "/health", "/ready", "/metrics", "/status"):
             assert f'href="{path}"' in page
         assert "or&quot;&lt;b&gt;ders" in page
         assert "<b>" not in page
@@ -190,7 +197,7 @@ async def test_the_index_links_the_pages_and_escapes_the_link_name() -> None:
 
 async def test_only_reading_is_allowed() -> None:
     async with serving(View()) as address:
-        for path in ("/", "/health", "/ready", "/metrics", "/status"):
+        for path in ("/", "/live", "/health", "/ready", "/metrics", "/status"):
             head = await get(address, path, "HEAD")
             assert (head.status_code, head.content) == (200, b"")
             for method in ("POST", "PUT", "DELETE", "OPTIONS"):
