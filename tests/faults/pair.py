@@ -1,0 +1,237 @@
+"""A pair between two Kafka topics under load, that things are done to; and the account of every record at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import attrs
+import trio
+
+from gapconn.sinks.kafka import KafkaSinkConfig
+from tests.faults.ledger import Account, check_source, messages_of
+from tests.faults.records import Load
+from tests.kafka.cluster import Cluster
+from tests.processes.ends import LIMIT_S, POLL_S, End, Ends
+
+DELIVERIES: Final = ("at-least-once", "exactly-once")[: 2 if "delivery" in attrs.fields_dict(KafkaSinkConfig) else 1]
+"""The delivery modes that the sink has."""
+PARTITIONS: Final = 4
+CLOSING_RECORDS: Final = 5
+"""Of each partition, at the very end, when all faults are over: what is missing before them has a place."""
+ROUND_LIMIT_S: Final = 2 * LIMIT_S
+"""How long records may need to flow again after something was done."""
+
+
+async def command(ends: Ends, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run gapconn to its end."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("GAPCONN_")}
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "gapconn", *arguments],
+            capture_output=True, text=True, env=inherited, cwd=ends.directory, timeout=10 * LIMIT_S, check=False,
+        )  # fmt: skip
+
+    return await trio.to_thread.run_sync(run)
+
+
+async def journal_of(ends: Ends) -> list[dict[str, Any]]:
+    """All entries of the gap journal."""
+    listed = await command(ends, "gaps", "list", str(ends.file), "--all", "--json")
+    assert listed.returncode == 0, listed.stderr
+    entries: list[dict[str, Any]] = json.loads(listed.stdout)
+    return entries
+
+
+@attrs.define(eq=False)
+class KafkaPair:
+    """Two ends that can be killed and started, the topics that they connect, and the load on the first."""
+
+    ends: Ends
+    source: Cluster
+    target: Cluster
+    delivery: str
+    topic: str
+    load: Load
+    target_address: str
+    """Where the egress finds the target cluster."""
+    chance: random.Random
+    running: dict[str, End] = attrs.field(factory=dict)
+    """By role."""
+    faults: dict[str, int] = attrs.field(factory=dict)
+
+    @classmethod
+    async def make(
+        cls,
+        ends: Ends,
+        source: Cluster,
+        target: Cluster,
+        delivery: str,
+        *,
+        records_per_second: float = 2_000,
+        target_address: str = "",
+        seed: int = 1,
+    ) -> KafkaPair:
+        def topics() -> str:
+            topic = source.create_topic(partitions=PARTITIONS)
+            target.create_topic(name=f"copy-{topic}", partitions=PARTITIONS)
+            return topic
+
+        topic = await trio.to_thread.run_sync(topics)
+        load = Load(source.address, topic, PARTITIONS, records_per_second)
+        return cls(ends, source, target, delivery, topic, load, target_address or target.address, random.Random(seed))
+
+    def configure(
+        self, *, ends: Ends | None = None, spool: str = "", client: Mapping[str, str] | None = None, **link: Any
+    ) -> None:
+        """Write the configuration, with keys of [link] over those of the tests; also for a second pair."""
+        ends = ends or self.ends
+        # A member with a name gets its partitions back at once when it was killed.
+        settings = {"group.instance.id": ends.directory.name, **(client or {})}
+        written = ", ".join(f'"{name}" = "{value}"' for name, value in settings.items())
+        ends.configure(
+            f'type = "kafka"\nbootstrap_servers = "{self.source.address}"\ntopics = ["{self.topic}"]\n'
+            f'group_id = "{self.topic}"\nclient = {{ {written} }}',
+            f'type = "kafka"\nbootstrap_servers = "{self.target_address}"\ntopic = "copy-{{topic}}"'
+            + (f'\ndelivery = "{self.delivery}"' if len(DELIVERIES) > 1 else ""),
+            spool=spool,
+            **link,
+        )
+        ends.remember_a_session()
+
+    @property
+    def ingress(self) -> End:
+        return self.running["ingress"]
+
+    @property
+    def egress(self) -> End:
+        return self.running["egress"]
+
+    def count(self, fault: str, times: int = 1) -> None:
+        self.faults[fault] = self.faults.get(fault, 0) + times
+
+    # -- what is done to them --------------------------------------------------------------------------------
+
+    def start(self, *roles: str, **options: Any) -> None:
+        """Start these ends, and do not wait for them."""
+        for role in roles:
+            self.running[role] = self.ends.start(role, **options)
+
+    async def kill(self, *roles: str) -> None:
+        """SIGKILL for all of these at the same moment."""
+        ends = [self.running[role] for role in roles]
+        for end in ends:
+            assert end.process.poll() is None, f"{end.name} ended by itself with {end.process.returncode}"
+        for end in ends:
+            end.process.kill()
+        for end in ends:
+            await end.ended()
+
+    async def flows(self, records: int = 1) -> None:
+        """Wait until so many records arrive at this life of the egress."""
+        with trio.fail_after(ROUND_LIMIT_S):
+            await self.egress.wait_logged("sink_started")
+            await self.egress.until_status(lambda s: s["received"]["records"] >= records, f"{records} records arrived")
+
+    async def accepted(self) -> None:
+        """Wait until the sink has accepted all that the egress has."""
+        await self.egress.until_status(
+            lambda s: not (s["held"]["unaccepted_messages"] or s["held"]["incomplete_messages"]), "all was accepted"
+        )
+
+    async def stop_for(self, role: str, seconds: float) -> None:
+        """SIGSTOP, and SIGCONT after so many seconds."""
+        process = self.running[role].process
+        process.send_signal(signal.SIGSTOP)
+        await trio.sleep(seconds)
+        process.send_signal(signal.SIGCONT)
+
+    # -- the load, and the end -------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def loaded(self) -> AsyncIterator[None]:
+        """Records are produced inside, and all of them acknowledged by the source cluster behind it."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, self.load.run)
+            try:
+                yield
+            finally:
+                self.load.stop()
+        await trio.to_thread.run_sync(self.load.finish)
+
+    async def produce(self, count: int) -> None:
+        """Append so many records in all, and wait until the source cluster has them."""
+
+        def append() -> None:
+            self.load.append(count)
+            self.load.finish()
+
+        await trio.to_thread.run_sync(append)
+
+    async def sent(self) -> None:
+        """Wait until everything that was produced has been sent and committed."""
+
+        def committed() -> bool:
+            return all(
+                self.source.committed(self.topic, self.topic, partition=partition).offset == count
+                for partition, count in self.load.counts.items()
+            )
+
+        deadline_s = trio.current_time() + ROUND_LIMIT_S
+        produced, before = self.load.produced, -1
+        while not await trio.to_thread.run_sync(committed):
+            moved = (await self.ingress.status())["sent"]["records"]
+            if moved != before:
+                before, deadline_s = moved, trio.current_time() + ROUND_LIMIT_S
+            assert trio.current_time() < deadline_s, f"not all of {produced} records are sent: {before}"
+            await trio.sleep(POLL_S)
+
+    async def close(self, case: str, *others: Ends) -> Account:
+        """End everything in order, and account for every record; `others` are further pairs, which have ended."""
+        await self.sent()
+        await self.produce(CLOSING_RECORDS * PARTITIONS)
+        await self.sent()
+        assert await self.ingress.stop() == 0
+        await self.egress.until_status(lambda s: s["state"] == "closed", "the session is over")
+        await self.drained()
+        assert await self.egress.stop() == 0
+        return await self.account(case, *others)
+
+    async def drained(self) -> None:
+        """Wait until the sink has accepted everything, as long as it still accepts something."""
+        deadline_s = trio.current_time() + ROUND_LIMIT_S
+        before = -1
+        while left := (await self.egress.status())["held"]["unaccepted_messages"]:
+            if left != before:
+                before, deadline_s = left, trio.current_time() + ROUND_LIMIT_S
+            assert trio.current_time() < deadline_s, f"the sink does not accept {left} messages"
+            await trio.sleep(POLL_S)
+
+    async def account(self, case: str, *others: Ends) -> Account:
+        """Account for every record, with all ends stopped."""
+        journal = [entry for ends in (self.ends, *others) for entry in await journal_of(ends)]
+
+        def compare() -> Account:
+            check_source(self.source, self.topic, self.load.counts)
+            return Account.of(
+                case,
+                self.delivery,
+                self.load.counts,
+                self.topic,
+                delivered=messages_of(self.target, f"copy-{self.topic}"),
+                journal=journal,
+                faults=self.faults,
+            )
+
+        account = await trio.to_thread.run_sync(compare)
+        print(account)  # noqa: T201 - shown when the test failed
+        account.settle()
+        return account
