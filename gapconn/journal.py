@@ -183,11 +183,6 @@ class Journal:
                 self._unclaim((stream, partition), first, last)
         if message.spans:
             return  # its records are open as before
-        places: dict[Place, Range] = {}
-        for run in message.runs:
-            already = message.already_delivered.get((run.stream, run.partition), -1)
-            if run.last > already:
-                places[run.stream, run.partition] = (max(run.first, already + 1), run.last)
         entry = self._newest(message.epoch)
         if entry is None or entry.cause != _name(cause) or not self._room(entry, now_ms):
             entry = self._begin(message.epoch, _name(cause), now_ms)
@@ -196,7 +191,11 @@ class Journal:
         entry.records += message.record_count
         entry.last_at_ms = now_ms
         self._change(entry)
-        self._locate(message.epoch, _name(cause), places, now_ms)
+        for run in message.runs:  # a partition may have several
+            already = message.already_delivered.get((run.stream, run.partition), -1)
+            if run.last > already:
+                place = (run.stream, run.partition)
+                self._locate(message.epoch, _name(cause), {place: (max(run.first, already + 1), run.last)}, now_ms)
 
     def sink_lost(self, place: Place, first: int, last: int, reason: str, now_ms: int) -> None:
         """The sink says that it cannot deliver these."""

@@ -8,7 +8,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -78,34 +78,45 @@ class KafkaPair:
         *,
         records_per_second: float = 2_000,
         target_address: str = "",
+        with_target: bool = True,
         seed: int = 1,
     ) -> KafkaPair:
-        def topics() -> str:
-            topic = source.create_topic(partitions=PARTITIONS)
-            target.create_topic(name=f"copy-{topic}", partitions=PARTITIONS)
-            return topic
-
-        topic = await trio.to_thread.run_sync(topics)
+        """Two topics; without the target, the sink waits until `create_target` makes it."""
+        topic = await trio.to_thread.run_sync(lambda: source.create_topic(partitions=PARTITIONS))
         load = Load(source.address, topic, PARTITIONS, records_per_second)
-        return cls(ends, source, target, delivery, topic, load, target_address or target.address, random.Random(seed))
+        chance = random.Random(seed)
+        pair = cls(ends, source, target, delivery, topic, load, target_address or target.address, chance)
+        if with_target:
+            await pair.create_target()
+        return pair
 
-    def configure(
-        self, *, ends: Ends | None = None, spool: str = "", client: Mapping[str, str] | None = None, **link: Any
-    ) -> None:
-        """Write the configuration, with keys of [link] over those of the tests; also for a second pair."""
-        ends = ends or self.ends
-        # A member with a name gets its partitions back at once when it was killed.
-        settings = {"group.instance.id": ends.directory.name, **(client or {})}
-        written = ", ".join(f'"{name}" = "{value}"' for name, value in settings.items())
-        ends.configure(
+    async def create_target(self) -> None:
+        """Make the topic that the sink writes to."""
+        name = f"copy-{self.topic}"
+        await trio.to_thread.run_sync(lambda: self.target.create_topic(name=name, partitions=PARTITIONS))
+
+    def configure(self, *, spool: str = "", static: bool = True, name: str = "orders", **link: Any) -> None:
+        """Write the configuration, with keys of [link] over those of the tests.
+
+        Args:
+            spool: Keys of [spool].
+            static: The ingress is a member of its group with a name of its own: it gets its partitions back at once
+                when it was killed, and keeps them when it leaves.
+            name: Of the link.
+            link: Further keys of [link].
+        """
+        client = 'client = { "group.instance.id" = "first" }' if static else ""
+        self.ends.configure(
             f'type = "kafka"\nbootstrap_servers = "{self.source.address}"\ntopics = ["{self.topic}"]\n'
-            f'group_id = "{self.topic}"\nclient = {{ {written} }}',
+            f'group_id = "{self.topic}"\n{client}',
             f'type = "kafka"\nbootstrap_servers = "{self.target_address}"\ntopic = "copy-{{topic}}"'
             + (f'\ndelivery = "{self.delivery}"' if len(DELIVERIES) > 1 else ""),
             spool=spool,
+            name=name,
             **link,
         )
-        ends.remember_a_session()
+        if name == "orders":
+            self.ends.remember_a_session()
 
     @property
     def ingress(self) -> End:
@@ -119,6 +130,12 @@ class KafkaPair:
         self.faults[fault] = self.faults.get(fault, 0) + times
 
     # -- what is done to them --------------------------------------------------------------------------------
+
+    async def begin(self) -> None:
+        """Start both; the egress hears the session from its beginning."""
+        self.start("egress")
+        await self.egress.wait_logged("sink_started")
+        self.start("ingress")
 
     def start(self, *roles: str, **options: Any) -> None:
         """Start these ends, and do not wait for them."""
@@ -179,31 +196,63 @@ class KafkaPair:
     async def sent(self) -> None:
         """Wait until everything that was produced has been sent and committed."""
 
-        def committed() -> bool:
-            return all(
-                self.source.committed(self.topic, self.topic, partition=partition).offset == count
-                for partition, count in self.load.counts.items()
+        def committed() -> int:
+            return sum(
+                max(0, self.source.committed(self.topic, self.topic, partition=partition).offset)
+                for partition in self.load.counts
             )
 
         deadline_s = trio.current_time() + ROUND_LIMIT_S
-        produced, before = self.load.produced, -1
-        while not await trio.to_thread.run_sync(committed):
-            moved = (await self.ingress.status())["sent"]["records"]
-            if moved != before:
-                before, deadline_s = moved, trio.current_time() + ROUND_LIMIT_S
-            assert trio.current_time() < deadline_s, f"not all of {produced} records are sent: {before}"
+        before = 0
+        while (now := await trio.to_thread.run_sync(committed)) < self.load.produced:
+            if now != before:
+                before, deadline_s = now, trio.current_time() + ROUND_LIMIT_S
+            assert trio.current_time() < deadline_s, f"of {self.load.produced} records only {now} are sent"
             await trio.sleep(POLL_S)
 
-    async def close(self, case: str, *others: Ends) -> Account:
+    async def close(self, case: str, *others: Ends, ordered: bool = True) -> Account:
         """End everything in order, and account for every record; `others` are further pairs, which have ended."""
         await self.sent()
         await self.produce(CLOSING_RECORDS * PARTITIONS)
         await self.sent()
+        await self.leave()
+        return await self.account(case, *others, ordered=ordered)
+
+    async def sends_on(self, records: int = 100) -> None:
+        """Wait until so many more records are accepted by this pair's sink."""
+        before = await self._accepted()
+        deadline_s = trio.current_time() + ROUND_LIMIT_S
+        while await self._accepted() < before + records:
+            assert trio.current_time() < deadline_s, f"fewer than {records} records more are accepted"
+            await trio.sleep(POLL_S)
+
+    async def _accepted(self) -> int:
+        """Records that the target topic has."""
+
+        def ends() -> int:
+            return sum(end for _, end in self.target.ends(f"copy-{self.topic}"))
+
+        return await trio.to_thread.run_sync(ends)
+
+    # -- a second pair ---------------------------------------------------------------------------------------
+
+    async def join(self) -> KafkaPair:
+        """Start a second pair in the same group, and wait until it has taken over some partitions."""
+        directory = self.ends.directory / "second"
+        directory.mkdir()
+        second = attrs.evolve(self, ends=Ends(directory, running=self.ends.running), running={}, faults={})
+        second.configure(name="orders-2", static=False)
+        await second.begin()
+        await second.flows()
+        self.count("second pair joins")
+        return second
+
+    async def leave(self) -> None:
+        """Stop this pair in order, which gives its partitions to the other one."""
         assert await self.ingress.stop() == 0
         await self.egress.until_status(lambda s: s["state"] == "closed", "the session is over")
         await self.drained()
         assert await self.egress.stop() == 0
-        return await self.account(case, *others)
 
     async def drained(self) -> None:
         """Wait until the sink has accepted everything, as long as it still accepts something."""
@@ -215,8 +264,8 @@ class KafkaPair:
             assert trio.current_time() < deadline_s, f"the sink does not accept {left} messages"
             await trio.sleep(POLL_S)
 
-    async def account(self, case: str, *others: Ends) -> Account:
-        """Account for every record, with all ends stopped."""
+    async def account(self, case: str, *others: Ends, ordered: bool = True) -> Account:
+        """Account for every record, with all ends stopped; whether their order is to be that of the source."""
         journal = [entry for ends in (self.ends, *others) for entry in await journal_of(ends)]
 
         def compare() -> Account:
@@ -233,5 +282,6 @@ class KafkaPair:
 
         account = await trio.to_thread.run_sync(compare)
         print(account)  # noqa: T201 - shown when the test failed
-        account.settle()
+        account.report()
+        account.settle(ordered=ordered)
         return account

@@ -23,15 +23,35 @@ class Scale:
     """That cross each kind of bad link."""
     away_s: float
     """How long the target is away."""
+    away_records_per_second: float
     outages: int
     soak_s: float
+    is_long: bool
 
 
 SHORT: Final = Scale(
-    kills=4, stops=2, stop_s=1.5, broker_kills=1, lossy_records=4_000, away_s=3.0, outages=2, soak_s=12.0
+    kills=4,
+    stops=2,
+    stop_s=1.5,
+    broker_kills=1,
+    lossy_records=4_000,
+    away_s=3.0,
+    away_records_per_second=4_000,
+    outages=2,
+    soak_s=12.0,
+    is_long=False,
 )
 LONG: Final = Scale(
-    kills=200, stops=20, stop_s=6.0, broker_kills=20, lossy_records=200_000, away_s=60.0, outages=10, soak_s=120.0
+    kills=200,
+    stops=20,
+    stop_s=6.0,
+    broker_kills=20,
+    lossy_records=200_000,
+    away_s=60.0,
+    away_records_per_second=20_000,
+    outages=10,
+    soak_s=120.0,
+    is_long=True,
 )
 
 

@@ -33,7 +33,7 @@ async def _until_killed(pair: KafkaPair, *roles: str) -> None:
 async def test_killed_at_random_moments(ends: Ends, kafka: Cluster, delivery: str) -> None:
     pair = await KafkaPair.make(ends, kafka, kafka, delivery, seed=11)
     pair.configure(interruption_timeout="30s")
-    pair.start("egress", "ingress")
+    await pair.begin()
     async with pair.loaded():
         await pair.flows()
         for number in range(SCALE.kills):
@@ -50,7 +50,7 @@ async def test_stopped_for_seconds(ends: Ends, kafka: Cluster, delivery: str) ->
     """A process that stands still is late, and loses at most what the kernel cannot hold for it."""
     pair = await KafkaPair.make(ends, kafka, kafka, delivery, seed=12)
     pair.configure()
-    pair.start("egress", "ingress")
+    await pair.begin()
     async with pair.loaded():
         await pair.flows()
         for number in range(SCALE.stops):
