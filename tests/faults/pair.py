@@ -24,6 +24,8 @@ from tests.processes.ends import LIMIT_S, POLL_S, End, Ends
 DELIVERIES: Final = ("at-least-once", "exactly-once")[: 2 if "delivery" in attrs.fields_dict(KafkaSinkConfig) else 1]
 """The delivery modes that the sink has."""
 PARTITIONS: Final = 4
+COMMAND_LIMIT_S: Final = 3600.0
+"""What a command may take: a resend of a million records takes its time."""
 CLOSING_RECORDS: Final = 5
 """Of each partition, at the very end, when all faults are over: what is missing before them has a place."""
 ROUND_LIMIT_S: Final = 2 * LIMIT_S
@@ -37,7 +39,7 @@ async def command(ends: Ends, *arguments: str) -> subprocess.CompletedProcess[st
     def run() -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "gapconn", *arguments],
-            capture_output=True, text=True, env=inherited, cwd=ends.directory, timeout=10 * LIMIT_S, check=False,
+            capture_output=True, text=True, env=inherited, cwd=ends.directory, timeout=COMMAND_LIMIT_S, check=False,
         )  # fmt: skip
 
     return await trio.to_thread.run_sync(run)
@@ -233,6 +235,28 @@ class KafkaPair:
             return sum(end for _, end in self.target.ends(f"copy-{self.topic}"))
 
         return await trio.to_thread.run_sync(ends)
+
+    async def resend(self) -> int:
+        """Carry the list of what is missing to the source side, and have it sent again; how many positions that are."""
+        bundle = self.ends.directory / "gaps.json"
+        exported = await command(self.ends, "gaps", "export", str(self.ends.file), "-o", str(bundle))
+        assert exported.returncode == 0, exported.stderr
+        resent = await command(self.ends, "resend", str(self.ends.file), "--gaps", str(bundle))
+        assert resent.returncode == 0, resent.stderr
+        self.count("resend")
+        return sum(last - first + 1 for _, _, first, last in json.loads(bundle.read_text())["missing"])
+
+    async def committed_once(self) -> None:
+        """Wait until the group has an offset in every partition: what is killed before its first one begins anew."""
+
+        def committed() -> bool:
+            offsets = (self.source.committed(self.topic, self.topic, partition=p).offset for p in self.load.counts)
+            return all(offset >= 0 for offset in offsets)
+
+        deadline_s = trio.current_time() + ROUND_LIMIT_S
+        while not await trio.to_thread.run_sync(committed):
+            assert trio.current_time() < deadline_s, "nothing is committed"
+            await trio.sleep(POLL_S)
 
     # -- a second pair ---------------------------------------------------------------------------------------
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import random
-from typing import Any
 
 import attrs
 import pytest
 import trio
 
 from tests.faults.gap import gap
-from tests.faults.pair import KafkaPair, command
+from tests.faults.pair import KafkaPair
 from tests.faults.scale import SCALE
 from tests.kafka.cluster import Cluster
 from tests.processes.ends import Ends
@@ -89,17 +87,6 @@ async def test_over_a_bad_link(ends: Ends, kafka: Cluster, delivery: str, link: 
         assert account.lost, "this case is about loss that is reported"
 
 
-async def _resend(ends: Ends, name: str) -> dict[str, Any]:
-    """Carry the list of what is missing to the source side, and have it sent again; the list."""
-    bundle = ends.directory / f"{name}.json"
-    exported = await command(ends, "gaps", "export", str(ends.file), "-o", str(bundle))
-    assert exported.returncode == 0, exported.stderr
-    resent = await command(ends, "resend", str(ends.file), "--gaps", str(bundle))
-    assert resent.returncode == 0, resent.stderr
-    content: dict[str, Any] = json.loads(bundle.read_text())
-    return content
-
-
 @pytest.mark.kafka
 @pytest.mark.timeout(3600)
 @pytest.mark.req("GC-RPR-1", "GC-RPR-5", "GC-RPR-6", "GC-RPR-7")
@@ -122,15 +109,14 @@ async def test_what_was_lost_is_resent_under_load(ends: Ends, kafka: Cluster, de
                 await pair.flows(before + 500)
                 if number % 2:
                     pair.count("resend on a bad link")
-                    await _resend(ends, f"gaps-{number}")
+                    await pair.resend()
         await pair.sent()
         way.toggle_faults()
         await pair.produce(40)
         await pair.sent()
         await pair.accepted()
         await pair.egress.until_status(lambda s: s["journal"]["open_entries"] > 0, "something is missing")
-        last = await _resend(ends, "gaps-last")
-        assert last["missing"]
+        assert await pair.resend()
         await pair.egress.until_status(lambda s: s["journal"]["positions_missing"] == 0, "everything was repaired")
         account = await pair.close("lost and resent")
     assert account.once == account.produced

@@ -34,6 +34,7 @@ async def test_a_session_behind_one_of_the_future(ends: Ends, kafka: Cluster, de
     pair.count("clock an hour behind the stored epoch")
     async with pair.loaded():
         await pair.flows()
+        await pair.committed_once()
         await pair.kill("ingress")
         pair.start("ingress")
         await pair.sends_on()
@@ -65,6 +66,7 @@ async def test_the_clock_steps_back_while_they_run(ends: Ends, kafka: Cluster, d
         pair.count("clock stepped back by an hour")
         await pair.sends_on()
         await trio.sleep(pair.chance.uniform(0, 1.0))
+        await pair.committed_once()
         await pair.kill("ingress")
         pair.start("ingress")
         await pair.sends_on()
