@@ -10,12 +10,15 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import attrs
 import trio
 
+from gapconn.config import Link
 from gapconn.sinks.kafka import KafkaSinkConfig
+from gapconn.store.state import IngressState
 from tests.faults.ledger import Account, check_source, messages_of
 from tests.faults.records import Load
 from tests.kafka.cluster import Cluster
@@ -66,6 +69,10 @@ class KafkaPair:
     target_address: str
     """Where the egress finds the target cluster."""
     chance: random.Random
+    name: str
+    """Of the link: with exactly-once, the target cluster knows it, so every case has its own."""
+    previous_epoch: int = 1
+    """Of the session that the ingress remembers."""
     running: dict[str, End] = attrs.field(factory=dict)
     """By role."""
     faults: dict[str, int] = attrs.field(factory=dict)
@@ -87,7 +94,7 @@ class KafkaPair:
         topic = await trio.to_thread.run_sync(lambda: source.create_topic(partitions=PARTITIONS))
         load = Load(source.address, topic, PARTITIONS, records_per_second)
         chance = random.Random(seed)
-        pair = cls(ends, source, target, delivery, topic, load, target_address or target.address, chance)
+        pair = cls(ends, source, target, delivery, topic, load, target_address or target.address, chance, topic)
         if with_target:
             await pair.create_target()
         return pair
@@ -104,7 +111,6 @@ class KafkaPair:
             spool: Keys of [spool].
             static: The ingress is a member of its group with a name of its own: it gets its partitions back at once
                 when it was killed, and keeps them when it leaves.
-            name: Of the link.
             link: Further keys of [link].
         """
         client = 'client = { "group.instance.id" = "first" }' if static else ""
@@ -114,11 +120,11 @@ class KafkaPair:
             f'type = "kafka"\nbootstrap_servers = "{self.target_address}"\ntopic = "copy-{{topic}}"'
             + (f'\ndelivery = "{self.delivery}"' if len(DELIVERIES) > 1 else ""),
             spool=spool,
-            name=name,
-            **link,
+            **{"name": self.name, **link},
         )
-        if name == "orders":
-            self.ends.remember_a_session()
+        state = Path(link.get("state_directory", self.ends.directory / "state"))
+        with IngressState.open(state, self.name, Link(name=self.name, address=self.ends.address).id) as stored:
+            stored.begin_session(self.previous_epoch)  # so it need not announce itself first
 
     @property
     def ingress(self) -> End:
@@ -264,8 +270,10 @@ class KafkaPair:
         """Start a second pair in the same group, and wait until it has taken over some partitions."""
         directory = self.ends.directory / "second"
         directory.mkdir()
-        second = attrs.evolve(self, ends=Ends(directory, running=self.ends.running), running={}, faults={})
-        second.configure(name="orders-2", static=False)
+        second = attrs.evolve(
+            self, ends=Ends(directory, running=self.ends.running), running={}, faults={}, name=f"{self.name}-2"
+        )
+        second.configure(static=False)
         await second.begin()
         await second.flows()
         self.count("second pair joins")

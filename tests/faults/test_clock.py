@@ -7,8 +7,6 @@ import time
 
 import pytest
 
-from gapconn.config import Link
-from gapconn.store.state import IngressState
 from tests.faults.pair import KafkaPair
 from tests.kafka.cluster import Cluster
 from tests.processes.ends import Ends
@@ -35,11 +33,8 @@ time.time = lambda: stepped_ns() / 1e9
 async def test_a_session_behind_one_of_the_future(ends: Ends, kafka: Cluster, delivery: str) -> None:
     """The stored epoch is of a clock that was an hour ahead."""
     pair = await KafkaPair.make(ends, kafka, kafka, delivery)
+    future = pair.previous_epoch = int((time.time() + HOUR_S) * 1_000_000)
     pair.configure()
-    future = int((time.time() + HOUR_S) * 1_000_000)
-    link = Link(name="orders", address=ends.address)
-    with IngressState.open(ends.directory / "state", link.name, link.id) as state:
-        state.begin_session(future)
     await pair.begin()
     pair.count("clock an hour behind the stored epoch")
     async with pair.loaded():

@@ -84,7 +84,7 @@ async def test_the_disk_of_the_state_is_full(ends: Ends, kafka: Cluster, deliver
             pair.count("disk of the state full")
             assert await pair.egress.ended() == 1, "it does not go on without its state"
             [failure] = pair.egress.logged("stopped_by_failure")
-            assert str(disk / "orders.egress.sqlite") in failure["reason"]
+            assert str(disk / f"{pair.name}.egress.sqlite") in failure["reason"]
             assert "free space" in failure["reason"]
             pair.start("egress")
             assert await pair.egress.ended() == 1, "nor does it begin"
