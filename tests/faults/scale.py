@@ -30,15 +30,15 @@ class Scale:
 
 
 SHORT: Final = Scale(
-    kills=4,
+    kills=3,
     stops=2,
     stop_s=1.5,
     broker_kills=1,
     lossy_records=4_000,
-    away_s=3.0,
+    away_s=2.0,
     away_records_per_second=4_000,
     outages=2,
-    soak_s=12.0,
+    soak_s=5.0,
     is_long=False,
 )
 LONG: Final = Scale(

@@ -11,7 +11,7 @@ from tests.faults.pair import KafkaPair
 from tests.kafka.cluster import Cluster
 from tests.processes.ends import Ends
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.kafka, pytest.mark.long, pytest.mark.timeout(1800)]
 
 HOUR_S = 3600
 

@@ -71,6 +71,7 @@ async def test_the_disk_of_the_spool_is_full(ends: Ends, kafka: Cluster, deliver
     assert not account.twice
 
 
+@pytest.mark.long
 @pytest.mark.req("GC-DLV-18", "GC-DLV-19", "GC-RPR-1")
 async def test_the_disk_of_the_state_is_full(ends: Ends, kafka: Cluster, delivery: str) -> None:
     """Not a byte is left for the state of either end, under load; then there is room again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from tests.faults.pair import KafkaPair
+from tests.faults.pair import DELIVERIES, KafkaPair
 from tests.faults.scale import SCALE
 from tests.kafka.cluster import Cluster
 from tests.processes.ends import Ends
@@ -28,6 +28,7 @@ async def _until_killed(pair: KafkaPair, *roles: str) -> None:
 
 
 @pytest.mark.kafka
+@pytest.mark.parametrize("delivery", DELIVERIES)
 @pytest.mark.timeout(3 * 3600)
 @pytest.mark.req("GC-DLV-1", "GC-DLV-14", "GC-DLV-15", "GC-DLV-18", "GC-DLV-19", "GC-DLV-20", "GC-SESS-6")
 async def test_killed_at_random_moments(ends: Ends, kafka: Cluster, delivery: str) -> None:
@@ -54,6 +55,7 @@ async def test_killed_at_random_moments(ends: Ends, kafka: Cluster, delivery: st
 
 
 @pytest.mark.kafka
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 async def test_stopped_for_seconds(ends: Ends, kafka: Cluster, delivery: str) -> None:
     """A process that stands still is late, and loses at most what the kernel cannot hold for it."""
