@@ -218,13 +218,13 @@ class KafkaPair:
             assert trio.current_time() < deadline_s, f"of {self.load.produced} records only {now} are sent"
             await trio.sleep(POLL_S)
 
-    async def close(self, case: str, *others: Ends, ordered: bool = True) -> Account:
+    async def close(self, case: str, *others: Ends, ordered: bool = True, places: bool = True) -> Account:
         """End everything in order, and account for every record; `others` are further pairs, which have ended."""
         await self.sent()
         await self.produce(CLOSING_RECORDS * PARTITIONS)
         await self.sent()
         await self.leave()
-        return await self.account(case, *others, ordered=ordered)
+        return await self.account(case, *others, ordered=ordered, places=places)
 
     async def sends_on(self, records: int = 100) -> None:
         """Wait until so many more records are accepted by this pair's sink."""
@@ -296,8 +296,8 @@ class KafkaPair:
             assert trio.current_time() < deadline_s, f"the sink does not accept {left} messages"
             await trio.sleep(POLL_S)
 
-    async def account(self, case: str, *others: Ends, ordered: bool = True) -> Account:
-        """Account for every record, with all ends stopped; whether their order is to be that of the source."""
+    async def account(self, case: str, *others: Ends, ordered: bool = True, places: bool = True) -> Account:
+        """Account for every record, with all ends stopped; `ordered` and `places` are those of `Account.settle`."""
         journal = [entry for ends in (self.ends, *others) for entry in await journal_of(ends)]
 
         def compare() -> Account:
@@ -315,5 +315,5 @@ class KafkaPair:
         account = await trio.to_thread.run_sync(compare)
         print(account)  # noqa: T201 - shown when the test failed
         account.report()
-        account.settle(ordered=ordered)
+        account.settle(ordered=ordered, places=places)
         return account

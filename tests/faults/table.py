@@ -10,18 +10,29 @@ from typing import Any
 
 BEGIN, END = "<!-- what a run found -->", "<!-- end of what a run found -->"
 """Between these lines of the page, everything is replaced."""
-COLUMNS = ("case", "delivery", "produced", "once", "twice", "reported lost", "repaired", "unaccounted", "what was done")
+COLUMNS = {
+    "case": "case",
+    "delivery": "delivery",
+    "produced": "produced",
+    "once": "once",
+    "twice": "twice",
+    "lost": "lost, with places",
+    "placeless": "lost, by number",
+    "repaired": "repaired",
+    "unaccounted": "unaccounted",
+    "faults": "what was done",
+}
+"""Keys of an account, and what stands above their column."""
 
 
 def lines(accounts: list[dict[str, Any]]) -> Iterator[str]:
     """The table, a line for each account."""
-    yield f"| {' | '.join(COLUMNS)} |"
+    yield f"| {' | '.join(COLUMNS.values())} |"
     yield "|" + " --- |" * len(COLUMNS)
     for account in accounts:
         done = ", ".join(f"{name}: {count:,}" for name, count in account["faults"].items())
-        figures = (account[name] for name in ("produced", "once", "twice", "lost", "repaired", "unaccounted"))
-        cells = [account["case"], account["delivery"], *(f"{figure:,}" for figure in figures), done]
-        yield f"| {' | '.join(cells)} |"
+        cells = [f"{fact:,}" if isinstance(fact, int) else fact for fact in (account[key] for key in COLUMNS)]
+        yield f"| {' | '.join([*cells[:-1], done])} |"
 
 
 def main(report: Path, page: Path) -> None:

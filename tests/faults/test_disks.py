@@ -92,4 +92,5 @@ async def test_the_disk_of_the_state_is_full(ends: Ends, kafka: Cluster, deliver
             filler.unlink()
             pair.start("egress")
             await pair.sends_on()
-        await pair.close("disk of the state full")
+        # Of an egress that could not store a single position, nobody can ask where a loss was.
+        await pair.close("disk of the state full", places=False)

@@ -41,12 +41,14 @@ def account(
     produced: int = 5,
     missing: Iterable[tuple[int, int]] = (),
     repairs: frozenset[int] = frozenset(),
+    counted: int = 0,
 ) -> Account:
     """The account of one partition with these deliveries."""
     delivered: list[Any] = [
         Delivered(make_value("t", 0, n), offset, n, n in repairs) for offset, n in enumerate(sequences)
     ]
-    journal = [{"missing": [{"stream": "t", "partition": 0, "ranges": list(missing)}], "gone": []}]
+    place = {"stream": "t", "partition": 0, "ranges": list(missing)}
+    journal = [{"records": counted, "missing": [place], "repaired": [], "gone": []}]
     return Account.of("test", "exactly-once", {0: produced}, "t", delivered=delivered, journal=journal, faults={})
 
 
@@ -64,6 +66,16 @@ def test_a_loss_is_reported_or_unaccounted() -> None:
     found = account([0, 3], missing=[(1, 1), (3, 3)])
     assert sums(found) == (2, 0, 1, 2, 0)
     assert found.false_alarms == 1
+    with pytest.raises(AssertionError):
+        found.settle()
+
+
+def test_a_loss_without_a_place_is_allowed_only_where_nobody_can_know_it() -> None:
+    found = account([0, 3], missing=[(1, 1)], counted=2)
+    assert (found.lost, found.placeless, found.unaccounted) == (1, 1, 1)
+    found = account([0, 3], missing=[(1, 1)], counted=5)
+    assert (found.lost, found.placeless, found.unaccounted) == (1, 2, 0)
+    found.settle(places=False)
     with pytest.raises(AssertionError):
         found.settle()
 

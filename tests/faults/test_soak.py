@@ -153,8 +153,8 @@ async def test_soak(ends: Ends, kafka: Cluster, delivery: str) -> None:
             flat.append(last <= max(first * GROWTH_MAX, first + floor))
     account = Account(
         case="soak", delivery=delivery, produced=pair.load.produced, once=follower.once, twice=follower.twice,
-        lost=0, unaccounted=follower.skipped, false_alarms=0, damaged=follower.damaged, disordered=0, repaired=0,
-        faults=facts,
+        lost=0, placeless=0, unaccounted=follower.skipped, false_alarms=0, damaged=follower.damaged, disordered=0,
+        repaired=0, faults=facts,
     )  # fmt: skip
     account.report()
     account.settle()
