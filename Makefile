@@ -7,9 +7,10 @@ BIN := $(VENV)/bin
 PYTEST_WORKERS ?= 2
 DOCKER ?= docker
 IMAGE_BUILD_OPTIONS ?=
+SOAK_MINUTES ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test image stacks chart lint format bench sweep plots docs lock clean
+.PHONY: help demo test faults soak image stacks chart lint format bench sweep plots docs lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +36,15 @@ test: $(VENV)/ready  ## the whole test suite, with a real Kafka broker
 	  code=$$?; [ $$code = 1 ] || exit $$code; \
 	  echo; echo "=== FAILED beside other tests (above); once more, one at a time ==="; \
 	  $(BIN)/python -m pytest --last-failed --last-failed-no-failures none; }
+
+faults: $(VENV)/ready  ## kill, stop, cut and fill everything, and account for every record (2 hours)
+	@mkdir -p build
+	@rm -f build/faults.jsonl
+	GAPCONN_FAULTS=long GAPCONN_FAULTS_REPORT=$(CURDIR)/build/faults.jsonl $(BIN)/python -m pytest tests/faults
+	$(BIN)/python -m tests.faults.table build/faults.jsonl docs/faults.md
+
+soak: $(VENV)/ready  ## SOAK_MINUTES=30 at half the top rate: memory and open files stay flat
+	GAPCONN_FAULTS_SOAK_S=$$(($(SOAK_MINUTES) * 60)) $(BIN)/python -m pytest -s tests/faults/test_soak.py
 
 image:  ## the container image gapconn:local (needs a Docker engine)
 	$(DOCKER) build $(IMAGE_BUILD_OPTIONS) -f compose/Dockerfile -t gapconn:local .

@@ -210,12 +210,12 @@ class Journal:
         self.release(message.claimed)
         if message.spans:
             return  # its records are open as before
-        places: dict[Place, Range] = {}
-        for run in message.runs:
-            already = message.already_delivered.get((run.stream, run.partition), -1)
-            if run.last > already:
-                places[run.stream, run.partition] = (max(run.first, already + 1), run.last)
-        if message.late and not places:
+        located = [
+            ((run.stream, run.partition), (max(run.first, already + 1), run.last))
+            for run in message.runs  # a partition may have several
+            if run.last > (already := message.already_delivered.get((run.stream, run.partition), -1))
+        ]
+        if message.late and not located:
             return  # the message and its records are open as before
         entry = self._newest(message.epoch)
         if entry is None or entry.cause != _name(cause) or not self._room(entry, now_ms):
@@ -225,7 +225,8 @@ class Journal:
         entry.records += message.record_count
         entry.last_at_ms = now_ms
         self._change(entry)
-        self._locate(message.epoch, _name(cause), places, now_ms)
+        for place, positions in located:
+            self._locate(message.epoch, _name(cause), {place: positions}, now_ms)
 
     def sink_lost(self, place: Place, first: int, last: int, reason: str, now_ms: int) -> None:
         """The sink says that it cannot deliver these."""

@@ -122,6 +122,20 @@ def test_a_refused_message_is_located_at_once() -> None:
     assert entry.missing == {T: RangeSet([(12, 14)])}, "what was there before is not missing"
 
 
+def test_all_runs_of_a_refused_message_are_located() -> None:
+    """A source that reads partitions in turn has several runs of one partition in a message."""
+    journal = Journal()
+    runs = (
+        Run("t", 0, 9, 10, 14, 5, 0, True, 0),
+        Run("u", 3, 2, 3, 3, 1, 0, True, 0),
+        Run("t", 0, 14, 15, 17, 3, 0, True, 0),
+        Run("t", 0, 17, 20, 20, 1, 0, True, 0),
+    )
+    journal.refused(message(8, runs=runs, already={T: 11}), LossCause.REFUSED, 1_000)
+    [entry] = journal
+    assert entry.missing == {T: RangeSet([(12, 17), (20, 20)]), U: RangeSet([(3, 3)])}
+
+
 def test_what_a_sink_cannot_deliver_is_missing() -> None:
     journal = Journal()
     journal.sink_lost(("t", 0), 7, 7, "rejected: too large", 1_000)

@@ -29,6 +29,10 @@ class AskingView:
         """No alarm can stand yet."""
         return []
 
+    def live(self) -> list[str]:
+        """A start anew would not help."""
+        return []
+
     def health_facts(self) -> dict[str, Any]:
         """Who this is; a monitor sees that it lives."""
         return {

@@ -141,7 +141,9 @@ class KafkaReplay:
             await _in_thread(lambda: consumer.assign([TopicPartition(*place, pack.next)]))
         limit_bytes = min(outlet.batch_bytes, outlet.batch_bytes_max - BATCH_OVERHEAD_BYTES)
         while pack.next <= last and pack.next < end:
-            messages = await _in_thread(lambda: consumer.consume(READ_COUNT, READ_TIMEOUT_S))
+            # No more than is wanted: it returns only with so many, or when the time is over.
+            count = min(READ_COUNT, last - pack.next + 1)
+            messages = await _in_thread(lambda: consumer.consume(count, READ_TIMEOUT_S))  # noqa: B023 - awaited here
             for message in messages:
                 if pack.next > last:
                     break
@@ -205,7 +207,13 @@ class KafkaReplay:
             "enable.auto.offset.store": False,
             "enable.partition.eof": True,
         }
-        settings = library_settings({"client.id": f"gapconn-{self._context.link}-resend"}, self._config.client, fixed)
+        defaults = {
+            "client.id": f"gapconn-{self._context.link}-resend",
+            # A fetch of the range before may still wait for records behind the end of its partition, and the next one
+            # would wait for that (the default is 500).
+            "fetch.wait.max.ms": 10,
+        }
+        settings = library_settings(defaults, self._config.client, fixed)
         for of_group in ("group.protocol", "group.instance.id", "partition.assignment.strategy"):
             settings.pop(of_group, None)
         try:

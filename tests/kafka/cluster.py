@@ -137,6 +137,17 @@ class Cluster:
         consumer.close()
         return sorted(entries, key=lambda entry: (entry.partition, entry.offset))
 
+    def ends(self, topic: str) -> list[tuple[int, int]]:
+        """The first offset of each partition, and the one behind its last."""
+        consumer = Consumer(self._settings() | {"group.id": "unused"})
+        found = []
+        for partition in sorted(consumer.list_topics(topic, TIMEOUT_S).topics[topic].partitions):
+            ends = consumer.get_watermark_offsets(TopicPartition(topic, partition), TIMEOUT_S)
+            assert ends is not None
+            found.append(ends)
+        consumer.close()
+        return found
+
     def committed(self, group: str, topic: str, *, partition: int = 0) -> TopicPartition:
         """What a group has committed; the offset is negative when it has not."""
         consumer = Consumer(self._settings() | {"group.id": group})

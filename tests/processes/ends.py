@@ -93,7 +93,14 @@ class End:
         base_url = f"http://{await self.admin()}"
         # Without `verify=False` each client loads all certificates of the system, for nothing.
         async with httpx.AsyncClient(base_url=base_url, trust_env=False, verify=False, timeout=LIMIT_S) as client:
-            return await client.get(path)
+            deadline_s = trio.current_time() + LIMIT_S
+            while True:
+                try:
+                    return await client.get(path)
+                except httpx.RemoteProtocolError:
+                    # On a busy machine the server gives a connection up before it has come to read the request.
+                    if self.process.poll() is not None or trio.current_time() > deadline_s:
+                        raise
 
     async def status(self) -> dict[str, Any]:
         status: dict[str, Any] = (await self.get("/status")).json()

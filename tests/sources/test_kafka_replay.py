@@ -190,3 +190,15 @@ async def test_the_group_does_not_notice(kafka: Cluster) -> None:
         await again.run([Span(topic, 0, 0, 4)], outlet)
     assert len(outlet.offsets) == 5
     assert kafka.committed(again._config.group_id, topic).offset < 0
+
+
+async def test_small_ranges_are_not_waited_for(kafka: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read ends with the last record that is wanted: many small ranges would take half a second each."""
+    topic = kafka.create_topic()
+    kafka.send(topic, entries(100))
+    patience_s = 30.0
+    monkeypatch.setattr("gapconn.sources.kafka_replay.READ_TIMEOUT_S", patience_s)
+    began_s = trio.current_time()
+    outlet = await read(kafka, topic, (0, 10, 10), (0, 20, 24), (0, 99, 99))
+    assert outlet.offsets == [(0, n) for n in (10, 20, 21, 22, 23, 24, 99)]
+    assert trio.current_time() - began_s < patience_s
