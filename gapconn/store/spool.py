@@ -146,6 +146,8 @@ class _Description(msgspec.Struct, array_like=True, frozen=True, gc=False):
     claimed: list[tuple[str, int, list[tuple[int, int]]]] = []
     """Of a repair or a late message: stream, partition, and the ranges of positions that are to be delivered of it."""
     late: bool = False
+    ahead: bool = False
+    overtaken: bool = False
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -363,7 +365,7 @@ class Spool:
         begin = next(iter(self._sizes), 0)
         for number in reversed(self._sizes):
             entries = (entry.description for entry, _ in self._entries(number, 0, self._sizes[number]))
-            first = next((entry for entry in entries if not entry.late), None)
+            first = next((entry for entry in entries if not (entry.late or entry.ahead)), None)
             if first is not None and (first.epoch, first.number) <= (epoch, next_message):
                 begin = number
                 break
@@ -594,6 +596,8 @@ class _Entry:
                 plain_bytes=about.plain_bytes,
                 spans=tuple(about.spans),
                 late=about.late,
+                ahead=about.ahead,
+                overtaken=about.overtaken,
                 claimed={(stream, partition): tuple(ranges) for stream, partition, ranges in about.claimed},
             ),
             lost_before=about.lost_before,
@@ -690,6 +694,8 @@ def _describe(entry: Spooled) -> bytes:
             spans=list(message.spans),
             claimed=[(*key, list(ranges)) for key, ranges in message.claimed.items()],
             late=message.late,
+            ahead=message.ahead,
+            overtaken=message.overtaken,
         )
     )
 
