@@ -29,7 +29,7 @@ from gapconn.link.slabs import SlabPool
 from gapconn.link.udp import RECEIVE_SLAB_BYTES, UdpReceiver
 from gapconn.plugins import Context
 from gapconn.progress import DeliveredSoFar, ProgressTracker
-from gapconn.protocol.events import MessageDelivered, MessagesLost
+from gapconn.protocol.events import MessageDelivered, MessageSettled, MessagesLost
 from gapconn.protocol.receiver import LinkReceiver, Progress
 from gapconn.protocol.registry import LossCause
 from gapconn.protocol.security import Keys
@@ -319,6 +319,8 @@ class Egress:
             if isinstance(event, MessageDelivered):
                 self._hand_over(event)
             else:
+                if isinstance(event, MessageSettled):
+                    self.events.accounted(event.epoch)
                 self.events.happened(event)
                 self.progress.happened(event)
                 if isinstance(event, MessagesLost):
@@ -330,7 +332,7 @@ class Egress:
             self.progress.known(core.session_epoch, core.messages_known, core.records_known, ended=core.ended)
 
     def _hand_over(self, message: MessageDelivered) -> None:
-        if not message.late:
+        if not (message.late or message.ahead):
             self.events.accounted(message.epoch)
         accept = self.progress.expect(message)
         if message.spans or message.late or self.journal.is_lost(message.epoch, message.number):

@@ -203,7 +203,7 @@ class KafkaSink:
             runs.append(
                 _Run(
                     records=part,
-                    topic=self._config.target(part.stream),
+                    topic=self._config.target(part.stream, out_of_order=delivery.late or delivery.repair),
                     partition=part.partition if same_partition else ANY_PARTITION,
                     origin=origin,
                     marks=marks_of(delivery) if self._config.origin_headers else (),

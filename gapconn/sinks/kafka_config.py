@@ -57,6 +57,11 @@ class KafkaSinkConfig:
     topic: str = option(
         default="{topic}", help='Topic to write to; "{topic}" in it stands for the topic or stream of the record.'
     )
+    late_topic: str | None = option(
+        default=None,
+        help="Topic for records that come late or as repair, so that they do not stand behind later ones; {topic} in "
+        "it stands for the topic or stream of the record. Without it they go where the others go.",
+    )
     topic_map: dict[str, str] = option(
         factory=dict, help="Target topic of single source topics, over what `topic` says for them."
     )
@@ -102,8 +107,12 @@ class KafkaSinkConfig:
 
     @topic.validator
     def _check_topic(self, attribute: attrs.Attribute[str], value: str) -> None:
-        if not _LEGAL_TOPIC.fullmatch(value.replace("{topic}", "x")):
-            raise ValueError('may have letters, digits, ".", "_", "-" and {topic}, and nothing else')
+        _check_template(value)
+
+    @late_topic.validator
+    def _check_late_topic(self, attribute: attrs.Attribute[str | None], value: str | None) -> None:
+        if value is not None:
+            _check_template(value)
 
     @topic_map.validator
     def _check_topic_map(self, attribute: attrs.Attribute[dict[str, str]], value: dict[str, str]) -> None:
@@ -133,16 +142,35 @@ class KafkaSinkConfig:
         if not _LEGAL_TOPIC.fullmatch(value.replace("{link}", "x")):
             raise ValueError('may have letters, digits, ".", "_", "-" and {link}, and nothing else')
 
-    def target(self, stream: str) -> str:
+    @property
+    def needs_order(self) -> str:
+        """Why messages must come in their order; empty if they need not."""
+        if self.delivery == "exactly-once":
+            return 'a transaction says up to which message the target has all, so delivery = "exactly-once" needs order'
+        return ""
+
+    def target(self, stream: str, *, out_of_order: bool = False) -> str:
         """The topic for the records of `stream`.
+
+        Args:
+            stream: Their topic or stream at the source.
+            out_of_order: They come late or as repair.
 
         Raises:
             SinkError: Kafka allows no such topic.
         """
-        topic = self.topic_map.get(stream) or self.topic.replace("{topic}", stream)
+        if out_of_order and self.late_topic is not None:
+            topic = self.late_topic.replace("{topic}", stream)
+        else:
+            topic = self.topic_map.get(stream) or self.topic.replace("{topic}", stream)
         if not _LEGAL_TOPIC.fullmatch(topic):
             raise SinkError(
                 f"records of {stream!r} cannot go to a topic {topic!r}, which Kafka does not allow: in [sink], give a "
                 "topic without {topic}, or an entry of topic_map"
             )
         return topic
+
+
+def _check_template(topic: str) -> None:
+    if not _LEGAL_TOPIC.fullmatch(topic.replace("{topic}", "x")):
+        raise ValueError('may have letters, digits, ".", "_", "-" and {topic}, and nothing else')

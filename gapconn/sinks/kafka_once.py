@@ -274,7 +274,7 @@ class OnceKafkaSink:
             runs.append(
                 _Run(
                     records=part,
-                    topic=self._config.target(part.stream),
+                    topic=self._config.target(part.stream, out_of_order=delivery.late or delivery.repair),
                     partition=part.partition if self._config.partition == "same" else ANY_PARTITION,
                     origin=f"{delivery.batch.origin}/{part.stream}/{part.partition}/"
                     if self._config.origin_headers

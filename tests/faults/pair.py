@@ -17,7 +17,7 @@ import attrs
 import trio
 
 from gapconn.config import Link
-from gapconn.sinks.kafka import KafkaSinkConfig
+from gapconn.sinks.kafka_config import KafkaSinkConfig
 from gapconn.store.state import IngressState
 from tests.faults.ledger import Account, check_source, messages_of
 from tests.faults.records import Load

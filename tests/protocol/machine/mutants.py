@@ -743,6 +743,31 @@ def a_late_message_is_settled_like_any_other(patch: Patch) -> None:
     patch.setattr(DeliveredPositions, "settle_late", DeliveredPositions.settle)
 
 
+def holes_are_told_before_order_is_settled(patch: Patch) -> None:
+    before = DeliveredPositions.delivered_before
+
+    def hasty(self: DeliveredPositions, runs: list[Run]) -> dict[StreamPartition, int]:
+        already = before(self, runs)
+        self.settle(0, runs)
+        return already
+
+    patch.setattr(DeliveredPositions, "delivered_before", hasty)
+
+
+def what_was_delivered_ahead_is_forgotten(patch: Patch) -> None:
+    """By an egress that is restarted."""
+    new = LinkReceiver._new_reassembler
+    patch.setattr(LinkReceiver, "_new_reassembler", lambda self, number, lost=(), ahead=(): new(self, number, lost))
+
+
+def what_is_delivered_ahead_is_not_remembered_as_such(patch: Patch) -> None:
+    """So that its repeat is delivered too."""
+
+    def forget(self: Reassembler, number: int, ahead: Any) -> None: ...
+
+    patch.setattr(Reassembler, "_note_ahead", forget)
+
+
 # -- security.md ----------------------------------------------------------------------------------------------
 
 
