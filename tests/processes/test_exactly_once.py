@@ -52,6 +52,14 @@ async def ledger(topics: Topics) -> dict[str, list[str]]:
 NOTHING_WRONG: dict[str, list[str]] = {"missing": [], "twice": [], "unknown": []}
 
 
+async def settled(egress: End, topics: Topics) -> None:
+    """Wait until the session has sent all records, and the sink has what arrived of them."""
+    await egress.until_status(
+        lambda s: (s["announced"] or {}).get("records") == 2 * topics.sent and not s["held"]["unaccepted_messages"],
+        "all was sent and is settled",
+    )
+
+
 async def has_received(egress: End, records: int) -> None:
     await egress.until_status(lambda s: s["received"]["records"] >= records, f"{records} records arrived")
 
@@ -75,11 +83,7 @@ async def test_an_egress_killed_under_load_leaves_no_record_twice_and_knows_what
         egress = await ends.egress()
     await topics.send(20)
     await ingress.until_status(lambda s: s["sent"]["records"] == 2 * topics.sent, "all was sent")
-    announced = 2 * topics.sent
-    await egress.until_status(
-        lambda s: (s["announced"] or {}).get("records") == announced and not s["held"]["unaccepted_messages"],
-        "all is settled",
-    )
+    await settled(egress, topics)
     found = await ledger(topics)
     assert found == {**NOTHING_WRONG, "missing": found["missing"]}
 
@@ -117,10 +121,7 @@ async def test_an_ingress_killed_before_its_first_commit_and_an_egress_without_i
     egress = await ends.egress(environ=environ)
     ingress = await ends.ingress()
     await topics.send(50)
-    await egress.until_status(
-        lambda s: (s["announced"] or {}).get("records") == 2 * topics.sent and not s["held"]["unaccepted_messages"],
-        "all was sent again",
-    )
+    await settled(egress, topics)
     assert await ledger(topics) == NOTHING_WRONG
     listed = await command(ends, "gaps", "list", str(ends.file), "--json")
     assert json.loads(listed.stdout or "[]") == []
