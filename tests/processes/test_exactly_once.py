@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import socket
 from collections import Counter
@@ -123,11 +122,9 @@ async def test_an_ingress_killed_before_its_first_commit_and_an_egress_without_i
     await topics.send(50)
     await settled(egress, topics)
     assert await ledger(topics) == NOTHING_WRONG
-    listed = await command(ends, "gaps", "list", str(ends.file), "--json")
-    assert json.loads(listed.stdout or "[]") == []
+    assert (await egress.status())["journal"]["positions_missing"] == 0
 
 
-@pytest.mark.kafka
 @pytest.mark.req("GC-ONCE-3")
 async def test_an_egress_that_cannot_ask_its_target_says_so_and_can_be_stopped(ends: Ends) -> None:
     port = free_port(ends.host, socket.SOCK_STREAM)
