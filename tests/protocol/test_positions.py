@@ -234,6 +234,21 @@ def send(sent: SentPositions, number: int, *runs: Run) -> list[tuple[int, int, i
     return [(r.begun, r.continues, r.chain) for r in chained]
 
 
+@pytest.mark.req("GC-ONCE-1")
+def test_all_of_a_chain_names_the_session_that_it_may_continue() -> None:
+    sent = SentPositions()
+    for number, (run, continues) in enumerate(
+        [
+            (replace(sent_run(-1, 0, 4), continues=EPOCH - 1), EPOCH - 1),
+            (sent_run(4, 5, 9), EPOCH - 1),
+            (sent_run(-1, 0, 3), False),
+        ]
+    ):
+        [chained] = sent.chained(number, [run])
+        sent.sent([chained])
+        assert chained.continues == continues
+
+
 @pytest.mark.req("GC-DLV-16")
 def test_a_run_tells_where_its_chain_began() -> None:
     sent, other = SentPositions(), ("orders", 4)

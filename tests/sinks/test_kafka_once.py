@@ -17,7 +17,8 @@ from gapconn.record import Batch
 from gapconn.sinks import Delivery, Reached
 from gapconn.sinks.kafka_config import KafkaSinkConfig
 from gapconn.sinks.kafka_either import EitherKafkaSink
-from gapconn.sinks.kafka_once import OnceKafkaSink, _ProducerLostError
+from gapconn.sinks.kafka_once import OnceKafkaSink
+from gapconn.sinks.kafka_transactions import ProducerLostError
 from gapconn.testing.kafka_broker import KafkaNode
 from gapconn.testing.pipes import ScriptedInlet, make_context
 from tests.kafka.cluster import Cluster, Entry
@@ -164,7 +165,8 @@ async def test_a_commit_of_which_nobody_heard_is_looked_up(kafka: Cluster, monke
     """The answers of a commit are lost: once it was done, once it was not."""
     topic, link = kafka.create_topic(), kafka.name()
     sink, inlet = make_sink(kafka, link, topic=topic), PacedInlet(script=batches_of(1), rest=batches_of(3)[1:])
-    commit, asked = sink._commit, 0
+    transactions = sink._transactions
+    commit, asked = transactions.commit, 0
 
     async def commit_unheard() -> None:
         nonlocal asked
@@ -172,9 +174,9 @@ async def test_a_commit_of_which_nobody_heard_is_looked_up(kafka: Cluster, monke
         if asked != 2:
             await commit()
         if asked <= 2:
-            raise _ProducerLostError(KafkaError(KafkaError._FAIL, "the line was cut"))
+            raise ProducerLostError(KafkaError(KafkaError._FAIL, "the line was cut"))
 
-    monkeypatch.setattr(sink, "_commit", commit_unheard)
+    monkeypatch.setattr(transactions, "commit", commit_unheard)
     inlet.go_on.set()
     await run(sink, inlet)
     assert inlet.accepted == [0, 1, 2]
