@@ -52,6 +52,8 @@ IDLE_WAIT_S: Final = 0.1
 DISCOVERY_INTERVAL_S: Final = 10.0
 PROBE_INTERVAL_S: Final = 1.0
 MISSING_INTERVAL_S: Final = 2.0
+RENEWAL_INTERVAL_S: Final = 3600.0
+"""All offsets are committed so often, moved or not: brokers forget a group without members, by default in a week."""
 
 _GONE = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})
 
@@ -141,6 +143,7 @@ class KafkaDedup:
                 self.problem = ""
                 while not self._stop.is_set():
                     await _in_thread(session.step)
+                    await trio.lowlevel.checkpoint()  # the thread itself is not cancelled
                 await _in_thread(session.finish)
             except SessionFailed as failure:
                 self.problem = f"{failure.event}: " + ", ".join(f"{k} {v}" for k, v in failure.facts.items())
@@ -194,6 +197,7 @@ class _Session:
         self._commit_due = 0.0
         self._next_discovery = 0.0
         self._next_look = 0.0
+        self._next_renewal = time.monotonic() + RENEWAL_INTERVAL_S
         self._clients = Clients(file, watch)
         self._transactions = Transactions(self._clients, file.dedup.name, watch, lambda: owner.stopping)
         self._consumer = self._clients.consumer()
@@ -219,6 +223,9 @@ class _Session:
         now = time.monotonic()
         if now >= self._next_discovery:
             self._discover()
+        if now >= self._next_renewal:
+            self._next_renewal = now + RENEWAL_INTERVAL_S
+            self._moved |= set(self._readings)
         messages = self._consume(now)
         now = time.monotonic()
         outgoing = self._take(messages, now) if messages else []
