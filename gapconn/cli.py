@@ -53,6 +53,7 @@ def main() -> None:
       gapconn egress pair.toml     on the destination side
       gapconn ingress pair.toml    on the source side
       gapconn why pair.toml        where data is lost, and what to do
+      gapconn dedup dedup.toml     one copy of what redundant links bring
       gapconn demo                 see it work, on this machine
       gapconn bench --help         measure what rate the link holds
 
