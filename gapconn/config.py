@@ -17,13 +17,13 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import attrs
 from attrs.validators import ge, le
 
 from gapconn.errors import ConfigError
-from gapconn.plugins import PluginRegistry
+from gapconn.plugins import Carries, PluginRegistry
 from gapconn.protocol.compression import ZSTD_LEVEL_MAX, ZSTD_LEVEL_MIN
 from gapconn.sinks import SINKS, Sink
 from gapconn.sources import SOURCES, Source
@@ -230,6 +230,9 @@ def _none_or_a_mebibyte(_: object, attribute: object, size_bytes: int) -> None:
 class Link:
     """`[link]`: the way through the gap. Both ends must read the same values."""
 
+    RENAMED: ClassVar[Mapping[str, str]] = {"reorder_timeout": "hold"}
+    """Keys of earlier versions."""
+
     name: str = option(
         help="Name of the link, the same at both ends; no other link may have it.",
         allowed="1 to 64 letters, digits, dots, underscores or hyphens",
@@ -275,11 +278,17 @@ class Link:
         allowed='at least 2 heartbeat intervals, at most "24h"',
         validator=[_survives_a_lost_heartbeat, le(86400)],
     )
-    reorder_timeout: Seconds = option(
+    order: Literal["strict", "available"] = option(
+        default="strict",
+        help="What the egress does while a message is missing. `strict`: those behind it wait for it, at most for "
+        "`hold`. `available`: each message is delivered as soon as it is whole, and one that comes behind later ones "
+        "is marked as late; only for sinks that take records.",
+    )
+    hold: Seconds = option(
         default=Seconds(0.2),
         help="How long the egress waits for a missing message before it reports it as lost and goes on.",
-        allowed='0 to "60s"',
-        validator=le(60),
+        allowed='0 to "1h"',
+        validator=le(3600),
     )
     message_bytes_max: Bytes = option(
         default=Bytes(16 * 1024 * 1024),
@@ -370,8 +379,8 @@ class Link:
         return self.interruption_timeout
 
     @property
-    def reorder_timeout_s(self) -> float:
-        return self.reorder_timeout
+    def hold_s(self) -> float:
+        return self.hold
 
     @property
     def repeat_s(self) -> list[float]:
@@ -553,6 +562,8 @@ def load_pair(path: Path, environ: Mapping[str, str], *, role: Role | None = Non
     sink = _read_end(_SINK, path, tables, role, problems["sink"])
     if source is not None and sink is not None:
         problems[""] += _mismatch(path, source, sink)
+    if role is not Role.INGRESS and sink is not None and link is not None and link.order == "available":
+        problems[""] += _needs_order(path, sink)
     if role is Role.INGRESS:
         sink = None
         problems["sink"].clear()
@@ -614,6 +625,12 @@ def _plugin_class(registry: PluginRegistry[Any], given: Given, problems: list[st
     except (ImportError, AttributeError) as error:
         problems.append(f"{given.label}: type {name!r} cannot be loaded: {error}")
     return None
+
+
+def _needs_order(path: Path, sink: SinkSection) -> list[str]:
+    if Carries.RECORDS in sink.plugin_class.accepts:
+        return []
+    return [f'{path}: link.order: the {sink.type} sink takes byte streams: got "available", allowed: "strict"']
 
 
 def _mismatch(path: Path, source: SourceSection, sink: SinkSection) -> list[str]:

@@ -25,7 +25,7 @@ from gapconn.link.slabs import SlabPool
 from gapconn.link.udp import RECEIVE_SLAB_BYTES, UdpReceiver
 from gapconn.plugins import Context
 from gapconn.progress import ProgressTracker
-from gapconn.protocol.events import MessageDelivered, MessagesLost
+from gapconn.protocol.events import MessageDelivered, MessageSettled, MessagesLost
 from gapconn.protocol.receiver import LinkReceiver, Progress
 from gapconn.protocol.registry import LossCause
 from gapconn.protocol.security import Keys
@@ -272,6 +272,8 @@ class Egress:
             if isinstance(event, MessageDelivered):
                 self._hand_over(event)
             else:
+                if isinstance(event, MessageSettled):
+                    self.events.accounted(event.epoch)
                 self.events.happened(event)
                 self.progress.happened(event)
                 if isinstance(event, MessagesLost):
@@ -283,7 +285,7 @@ class Egress:
             self.progress.known(core.session_epoch, core.messages_known, core.records_known, ended=core.ended)
 
     def _hand_over(self, message: MessageDelivered) -> None:
-        if not message.late:
+        if not (message.late or message.ahead):
             self.events.accounted(message.epoch)
         accept = self.progress.expect(message)
         if message.copies:

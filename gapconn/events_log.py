@@ -20,6 +20,7 @@ from gapconn.protocol.events import (
     LinkInterrupted,
     LinkRestored,
     MessageDelivered,
+    MessageSettled,
     MessagesLost,
     RecordsLost,
     RecordsMissing,
@@ -152,7 +153,7 @@ class EventLog:
                 self._tell_unverified(event)
             case MessagesLost() | RecordsLost() | RecordsMissing():
                 self._gather_loss(event)
-            case MessageDelivered():
+            case MessageDelivered() | MessageSettled():
                 pass  # the normal case, counted in the core
             case _:
                 assert_never(event)

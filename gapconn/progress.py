@@ -7,8 +7,17 @@ from collections.abc import Callable, Iterable
 
 import attrs
 
-from gapconn.protocol.events import Event, FollowReason, MessageDelivered, MessagesLost, RecordsLost, SessionFollowed
+from gapconn.protocol.events import (
+    Event,
+    FollowReason,
+    MessageDelivered,
+    MessageSettled,
+    MessagesLost,
+    RecordsLost,
+    SessionFollowed,
+)
 from gapconn.protocol.positions import Standing, StreamPartition
+from gapconn.protocol.reassembler import Ahead
 from gapconn.protocol.receiver import Progress
 
 
@@ -22,6 +31,8 @@ class _Step:
     next_record: int | None = None
     positions: dict[StreamPartition, Standing] = attrs.field(factory=dict)
     accepted: bool = True
+    ahead: Ahead | None = None
+    """If it was delivered before earlier ones, and is not settled: what is to be stored of it."""
 
     def join(self, later: _Step) -> None:
         """Take in the step behind this one."""
@@ -42,31 +53,56 @@ def continued(progress: Progress | None, spooled: Iterable[MessageDelivered]) ->
         spooled: Messages in the order of the spool. Whatever was missing between them was settled before.
     """
     positions = dict(progress.positions) if progress else {}
+    ahead = {each.number: each for each in progress.ahead} if progress else {}
+
+    def reach(key: StreamPartition, standing: Standing) -> None:
+        if standing > positions.get(key, (0, 0, 0)):
+            positions.pop(key, None)  # the one that was updated last comes last
+            positions[key] = standing
+
     for message in spooled:
         if message.late:
             for key, standing in message.positions.items():
-                if standing > positions.get(key, (0, 0, 0)):
-                    positions.pop(key, None)
-                    positions[key] = standing
+                reach(key, standing)
             progress = attrs.evolve(progress, positions=positions) if progress else None
             continue
         if progress and (message.epoch, message.number) < (progress.epoch, progress.next_message):
             continue
-        same = progress if progress and progress.epoch == message.epoch else None
-        for key, standing in message.positions.items():
-            positions.pop(key, None)  # the one that was updated last comes last
-            positions[key] = standing
+        if progress is None or progress.epoch != message.epoch:
+            ahead = {}
+            progress = Progress(epoch=message.epoch, next_message=0, next_record=0, positions=positions)
         next_message, next_record = message.number + 1, message.first_record + message.record_count
-        progress = Progress(
-            epoch=message.epoch,
+        known = max(next_message, progress.messages_known)
+        records_known = max(next_record, progress.records_known)
+        if message.ahead:
+            ahead[message.number] = ahead_of(message)
+            next_message, next_record = progress.next_message, progress.next_record
+        for number in [number for number in ahead if number < next_message]:
+            for run in ahead.pop(number).runs:
+                reach((run.stream, run.partition), Standing(message.epoch, run.chain, run.last))
+        for key, standing in message.positions.items():
+            positions.pop(key, None)
+            positions[key] = standing
+        progress = attrs.evolve(
+            progress,
             next_message=next_message,
             next_record=next_record,
             positions=positions,
-            messages_known=max(next_message, same.messages_known if same else 0),
-            records_known=max(next_record, same.records_known if same else 0),
-            ended=same.ended if same else False,
+            messages_known=known,
+            records_known=records_known,
+            ahead=tuple(ahead.values()),
         )
     return progress
+
+
+def ahead_of(message: MessageDelivered) -> Ahead:
+    """What is to be remembered of a message that was delivered before earlier ones."""
+    return Ahead(
+        number=message.number,
+        first_record=message.first_record,
+        record_count=message.record_count,
+        runs=tuple(message.runs),
+    )
 
 
 class ProgressTracker:
@@ -78,6 +114,10 @@ class ProgressTracker:
 
     def __init__(self, resume: Progress | None = None) -> None:
         self._open: deque[_Step] = deque()
+        self._ahead: dict[tuple[int, int], _Step] = {}
+        """By epoch and number: delivered, and not settled yet."""
+        self._accepted_ahead: list[tuple[int, Ahead]] = []
+        """Accepted since `take` before it had its turn, with its epoch."""
         self._done = _Step(resume.epoch, resume.next_message, resume.next_record) if resume else _Step(epoch=0)
         self._changed = False
         self._expected = 0
@@ -101,10 +141,17 @@ class ProgressTracker:
             positions=dict(message.positions),
             accepted=False,
         )
-        self._open.append(step)
+        if message.ahead:
+            step.ahead = ahead_of(message)
+            self._ahead[message.epoch, message.number] = step
+        else:
+            self._open.append(step)
         self._expected += 1
 
         def accept() -> None:
+            if step.ahead is not None and not step.accepted:
+                self._accepted_ahead.append((step.epoch, step.ahead))
+                self._changed = True
             self.accepted += not step.accepted
             step.accepted = True
             self._advance()
@@ -118,6 +165,13 @@ class ProgressTracker:
                 self._add(_Step(event.epoch, next_message=0, next_record=0))
             case MessagesLost():
                 self.settle(event.epoch, event.last + 1)
+            case MessageSettled():
+                step = self._ahead.pop((event.epoch, event.number), None)
+                # Of one that was accepted in an earlier life nothing is waited for.
+                step = _Step(event.epoch) if step is None else step
+                step.next_message, step.next_record = event.number + 1, event.next_record
+                step.positions = dict(event.positions)
+                self._add(step)
             case RecordsLost():
                 self._add(_Step(event.epoch, next_record=event.first + event.count))
 
@@ -149,7 +203,14 @@ class ProgressTracker:
             messages_known=max(messages_known, done.next_message or 0),
             records_known=max(records_known, done.next_record or 0),
             ended=ended,
+            ahead=self._take_ahead(),
         )
+
+    def _take_ahead(self) -> tuple[Ahead, ...]:
+        """What was accepted since the last call, and is beyond what is settled."""
+        accepted, self._accepted_ahead = self._accepted_ahead, []
+        done = self._done
+        return tuple(a for epoch, a in accepted if epoch == done.epoch and a.number >= (done.next_message or 0))
 
     def _add(self, step: _Step) -> None:
         self._open.append(step)

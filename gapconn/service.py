@@ -199,7 +199,8 @@ async def serve_egress(pair: Pair, *, companion: Companion | None = None) -> Non
                 ReceiverSettings(
                     link_id=pair.link.id,
                     interruption_timeout_s=pair.link.interruption_timeout_s,
-                    reorder_timeout_s=pair.link.reorder_timeout_s,
+                    hold_s=pair.link.hold_s,
+                    available=pair.link.order == "available",
                     reassembly_bytes_max=pair.link.reassembly_bytes_max,
                     message_bytes_max=pair.link.message_bytes_max,
                     keys=key_watch.keys if key_watch else None,

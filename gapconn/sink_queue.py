@@ -285,9 +285,10 @@ class SinkQueue:
             lost_before=lost_before,
             batch=batch,
             repair=bool(message.spans),
-            late=message.late,
+            late=message.late or message.overtaken,
             accept=accept,
-            decline=partial(self._decline, waiting, message),
+            # A message is kept in memory by this, so it is only there for those that can be declined.
+            decline=partial(self._decline, waiting, message) if message.late or message.overtaken else accept,
         )
 
     async def _open(self, message: MessageDelivered) -> Batch | RemoteProtocolError:
@@ -351,7 +352,10 @@ class SinkQueue:
     def _decline(self, waiting: _Waiting, message: MessageDelivered) -> None:
         """The sink can do nothing with a late message: what is in it stays lost."""
         if not waiting.accepted:
-            self.events.late_declined(message)
+            if message.late:
+                self.events.late_declined(message)
+            else:
+                self.events.message_refused(message, LossCause.REFUSED, "the sink cannot use what comes out of order")
             self._done_with(waiting)
 
     def _done_with(self, waiting: _Waiting) -> None:

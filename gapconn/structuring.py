@@ -62,7 +62,14 @@ def structure(cls: type[T], table: Mapping[str, Given], *, label: str, problems:
         if "subsection" in field.metadata:
             table, inner = _apart(table, name, found)
             values[name] = structure(field.metadata["subsection"], inner, label=f"{label}.{name}", problems=found)
-    found[:0] = [f"{given.label}: {unknown_key(key, fields)}" for key, given in table.items() if key not in fields]
+    renamed: Mapping[str, str] = getattr(cls, "RENAMED", {})
+    found[:0] = [
+        f"{given.label}: is now called {renamed[key]}"
+        if key in renamed
+        else f"{given.label}: {unknown_key(key, fields)}"
+        for key, given in table.items()
+        if key not in fields
+    ]
     for name, field in fields.items():
         if name in values:
             continue

@@ -83,7 +83,7 @@ def link(state_directory: Path, *, port: int = 7400, rate_bps: int = 1_000_000_0
     kinds: dict[str, Any] = {
         "heartbeat_interval": Seconds,
         "interruption_timeout": Seconds,
-        "reorder_timeout": Seconds,
+        "hold": Seconds,
         "shutdown_grace": Seconds,
         "batch_bytes": Bytes,
         "message_bytes_max": Bytes,
@@ -91,7 +91,7 @@ def link(state_directory: Path, *, port: int = 7400, rate_bps: int = 1_000_000_0
         "sink_buffer_bytes": Bytes,
         "receive_buffer_bytes": Bytes,
     }
-    given: dict[str, Any] = {"heartbeat_interval": 0.1, "reorder_timeout": 0.05, **values}
+    given: dict[str, Any] = {"heartbeat_interval": 0.1, "hold": 0.05, **values}
     return Link(
         name="orders",
         address=Address("127.0.0.1", port),
@@ -330,7 +330,8 @@ async def opened(way: Link, sink: SinkFunction, spool_section: SpoolSection | No
         ReceiverSettings(
             link_id=way.id,
             interruption_timeout_s=way.interruption_timeout_s,
-            reorder_timeout_s=way.reorder_timeout_s,
+            hold_s=way.hold_s,
+            available=way.order == "available",
             reassembly_bytes_max=way.reassembly_bytes_max,
             message_bytes_max=way.message_bytes_max,
         ),

@@ -158,7 +158,7 @@ def test_the_smallest_file_has_defaults_for_the_rest(load: Load) -> None:
     assert link == Link(name="orders", address=Address("127.0.0.1", 7400))
     assert (link.mtu_bytes, link.rate_bps, link.bind) == (1500, 1_000_000_000, None)
     assert link.listen == link.address
-    assert (link.heartbeat_interval_s, link.interruption_timeout_s, link.reorder_timeout_s) == (1.0, 3.0, 0.2)
+    assert (link.heartbeat_interval_s, link.interruption_timeout_s, link.hold_s) == (1.0, 3.0, 0.2)
     assert (link.batch_bytes, link.message_bytes_max) == (1 << 20, 16 << 20)
     assert (link.reassembly_bytes_max, link.receive_buffer_bytes, link.sink_buffer_bytes) == (
         64 << 20,
@@ -186,7 +186,7 @@ def test_every_value_of_the_link(load: Load) -> None:
         rate = "unlimited"
         heartbeat_interval = "500ms"
         interruption_timeout = "2s"
-        reorder_timeout = 0.5
+        hold = 0.5
         message_bytes_max = "64 MiB"
         batch_bytes = "1 MiB"
         receive_buffer_bytes = "1 MiB"
@@ -247,7 +247,9 @@ def test_state_directory(monkeypatch: pytest.MonkeyPatch, uid: int, environ: dic
             'interruption_timeout = "1999ms"',
             "shorter than 2 heartbeat intervals (2s): got '1999ms', allowed: at least 2",
         ),
-        ('reorder_timeout = "2 min"', "link.reorder_timeout: must be at most 1 min: got '2 min'"),
+        ('hold = "2 h"', "link.hold: must be at most 1 h: got '2 h'"),
+        ('order = "any"', 'link.order: not one of the allowed values: got \'any\', allowed: "strict", "available"'),
+        ('reorder_timeout = "2 s"', "link.reorder_timeout: is now called hold"),
         ('message_bytes_max = "65 MiB"', "link.message_bytes_max: must be at most 64 MiB: got '65 MiB'"),
         ('batch_bytes = "17 MiB"', "link.batch_bytes: more than message_bytes_max (16 MiB): got '17 MiB'"),
         ('reassembly_bytes_max = "31 MiB"', "less than twice message_bytes_max (32 MiB): got '31 MiB'"),

@@ -139,10 +139,26 @@ class MessageDelivered:
     """What a copy settles; empty for all other messages."""
     copied: Message | None = None
     """The message of an earlier session that is in a copy."""
+    ahead: bool = False
+    """Whether earlier messages are still waited for (GC-DLV-35): `MessageSettled` follows."""
+    overtaken: bool = False
+    """Whether later messages were delivered before it, and it was not reported as lost."""
     claimed: Mapping[tuple[str, int], tuple[tuple[int, int], ...]] = attrs.field(factory=dict)
     """Of a repair or a late message, by (stream, partition): the positions, from first to last, that the egress misses
     and takes of it.
     Filled in by the egress, which knows its journal."""
+
+
+@attrs.frozen(kw_only=True)
+class MessageSettled:
+    """A message was delivered ahead of earlier ones, and now all before it are delivered or lost (GC-DLV-35)."""
+
+    epoch: int
+    number: int
+    next_record: int
+    """Records sent in the session up to the end of this message."""
+    positions: Mapping[tuple[str, int], Standing]
+    """By (stream, partition) of its runs: how far it is delivered with this message."""
 
 
 @attrs.frozen(kw_only=True)
@@ -192,6 +208,7 @@ Event: TypeAlias = (
     | UnverifiedDetected
     | UnverifiedCleared
     | MessageDelivered
+    | MessageSettled
     | MessagesLost
     | RecordsLost
     | RecordsMissing

@@ -156,6 +156,20 @@ class DeliveredPositions:
             self._known_from = number + 1
         return missing, already
 
+    def delivered_before(self, runs: Iterable[Run]) -> dict[StreamPartition, int]:
+        """By stream partition, the position up to which records of a message were delivered before, that comes ahead of
+        earlier ones of its session: those can only have records before its own."""
+        already: dict[StreamPartition, int] = {}
+        for run in runs:
+            key = (run.stream, run.partition)
+            known = self._delivered.get(key)
+            in_chain = known is not None and (known.epoch, known.chain) == (self._epoch, run.chain)
+            if known is None or run.previous == NO_POSITION or not (run.continues or in_chain):
+                continue
+            if run.count and known.position >= run.first:
+                already[key] = max(already.get(key, NO_POSITION), known.position)
+        return already
+
     def settle_late(
         self, number: int, runs: Iterable[Run]
     ) -> tuple[list[tuple[StreamPartition, int, int]], dict[StreamPartition, int]]:
@@ -172,6 +186,8 @@ class DeliveredPositions:
         for run in runs:
             key = (run.stream, run.partition)
             known = self._delivered.get(key)
+            if known is None and run.chain < self._known_from:
+                continue  # later ones may have been delivered: where it stands is not to be learned from an old message
             if known is None or known.epoch != self._epoch or known.chain < run.chain:
                 behind = False
             else:

@@ -13,11 +13,30 @@ from numpy.typing import NDArray
 
 from gapconn.errors import RemoteProtocolError
 from gapconn.protocol.buffers import Workspace
-from gapconn.protocol.envelope import Message, open_message
+from gapconn.protocol.envelope import Message, Run, open_message
 from gapconn.protocol.fec import Codec, rebuild
 from gapconn.protocol.registry import LOST_RANGES_MAX, MESSAGES_HELD_MAX, DropReason, LossCause
 from gapconn.protocol.wire import Header
 from gapconn.ranges import Range, RangeSet
+
+
+@attrs.frozen(kw_only=True)
+class Ahead:
+    """What has to be remembered of a message that was delivered ahead of earlier ones, until it is settled."""
+
+    number: int
+    first_record: int
+    record_count: int
+    runs: tuple[Run, ...]
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory for it, about."""
+        return AHEAD_BYTES + AHEAD_RUN_BYTES * len(self.runs)
+
+
+AHEAD_BYTES = 256
+AHEAD_RUN_BYTES = 256
 
 
 @attrs.frozen
@@ -34,6 +53,12 @@ class Settled:
     """Symbols of the message that were lost and rebuilt."""
     late: bool = False
     """It was settled as lost before, and is whole now (GC-DLV-31)."""
+    ahead: bool = False
+    """It is not settled yet: earlier ones are still waited for (GC-DLV-35)."""
+    delivered: Ahead | None = None
+    """What was delivered ahead, and is settled now."""
+    overtaken: bool = False
+    """Later messages were delivered ahead of it."""
 
 
 def _held_bytes(header: Header) -> int:
@@ -167,7 +192,9 @@ class Reassembler:
         lost: Of the numbers before it, those that are lost.
         bytes_max: Memory for incomplete, waiting and late messages.
         message_bytes_max: The longest message taken.
-        reorder_timeout_s: How long a missing message holds back later ones.
+        hold_s: How long a missing message is waited for.
+        available: Deliver each message as soon as it is whole (GC-DLV-35).
+        ahead: What was delivered before earlier ones.
         codec: Rebuilds lost symbols.
     """
 
@@ -178,8 +205,10 @@ class Reassembler:
         lost: Iterable[Range] = (),
         bytes_max: int,
         message_bytes_max: int,
-        reorder_timeout_s: float,
+        hold_s: float,
         codec: Codec,
+        available: bool = False,
+        ahead: Iterable[Ahead] = (),
     ) -> None:
         self.next_message = next_message
         """The number that is due next: all before are settled."""
@@ -197,18 +226,32 @@ class Reassembler:
         """Incomplete lost messages, the one to which a symbol was added longest ago first."""
         self._bytes_max = bytes_max
         self._message_bytes_max = message_bytes_max
-        self._reorder_timeout_s = reorder_timeout_s
+        self._hold_s = hold_s
         self._codec = codec
         self._workspace = Workspace()
-        self._granularity_s = reorder_timeout_s / 16 or 1e-9
+        self._granularity_s = hold_s / 16 or 1e-9
         self._held: dict[int, _Partial] = {}
         self._order: list[int] = []
-        """Heap of the numbers held. Only the lowest ever leaves, so it never has others."""
+        """Heap of the numbers held. Those that were delivered ahead stay in it until they are the lowest."""
+        self._available = available
+        self._ahead: dict[int, Ahead | None] = {}
+        """Delivered before earlier ones, and not settled; None if it was whole and damaged."""
+        self._ahead_order: list[int] = []
+        """Heap of their numbers."""
+        self._ahead_missing: set[int] = set()
+        """Of them, those that the owner could not keep."""
+        self.ahead_bytes = 0
+        """Memory of what is remembered of messages that were delivered ahead."""
         self._suspicions: deque[tuple[float, int]] = deque()
         """(time, number): all messages below `number` were sent by that time."""
         self._known_sent = next_message
         self._seen = next_message
         """One more than the highest number of which a symbol came."""
+        for each in ahead:
+            if each.number >= next_message:
+                self._note_ahead(each.number, each)
+                self._seen = max(self._seen, each.number + 1)
+        self._advance()
 
     @property
     def known_sent(self) -> int:
@@ -219,6 +262,11 @@ class Reassembler:
     def held_messages(self) -> int:
         """Incomplete or waiting messages."""
         return len(self._held)
+
+    @property
+    def ahead_messages(self) -> int:
+        """Messages that were delivered before earlier ones that are still waited for."""
+        return len(self._ahead)
 
     @property
     def late_messages(self) -> int:
@@ -244,6 +292,8 @@ class Reassembler:
         self.learn(number, now_s)
         if number < self.next_message:
             return self._add_late(header, payloads)
+        if number in self._ahead:
+            return self._not_needed(header, count)
         partial = self._held.get(number)
         if partial is None:
             partial = self._hold(number, header)
@@ -253,13 +303,17 @@ class Reassembler:
             return count, DropReason.INCONSISTENT_MESSAGE
         used = 0 if partial.complete else partial.add(header.symbol, payloads)
         if partial.complete and number == self.next_message:
-            self._deliver_ready()
+            self._advance()
+        elif partial.complete and self._available:
+            self._deliver_ahead(number)
         return (count - used, DropReason.NOT_NEEDED) if used < count else (0, None)
 
     def miss(self, number: int) -> None:
         """A message that was settled is missing after all: take it again when it is repeated."""
         if number < self.next_message:
             self._note_lost(number, number)
+        elif number in self._ahead:
+            self._ahead_missing.add(number)
 
     def learn(self, sent: int, now_s: float) -> None:
         """All messages below `sent` were sent: those that are missing are late from now on (GC-DLV-8)."""
@@ -279,7 +333,7 @@ class Reassembler:
         """When the oldest missing message is to be given up; None when nothing is late."""
         while self._suspicions and self._suspicions[0][1] <= self.next_message:
             self._suspicions.popleft()
-        return self._suspicions[0][0] + self._reorder_timeout_s if self._suspicions else None
+        return self._suspicions[0][0] + self._hold_s if self._suspicions else None
 
     def expire(self, now_s: float) -> None:
         """Give up what is due (GC-DLV-8)."""
@@ -288,14 +342,14 @@ class Reassembler:
 
     def settle_below(self, number: int, cause: LossCause) -> None:
         """Settle all messages below `number` now: those that are complete are delivered, the others lost."""
-        while self._order and (oldest := self._order[0]) < number:
+        while (oldest := self._oldest_held()) is not None and oldest < number:
             if self._held[oldest].complete:
                 self._skip_to(oldest, cause)
-                self._deliver_ready()
+                self._advance()
             else:
-                self._keep_oldest_as_late()
+                self._keep_as_late(oldest)
         self._skip_to(number, cause)
-        self._deliver_ready()
+        self._advance()
 
     def settle_complete(self, cause: LossCause) -> None:
         """Deliver all complete messages now; what is missing before them is lost, what is missing behind is not."""
@@ -307,12 +361,8 @@ class Reassembler:
 
     def _hold(self, number: int, header: Header) -> _Partial | None:
         partial = _Partial(header)
-        while (self._held or self._late) and not self._fits(partial.held_bytes):
-            if self._late:
-                self._forget_late(next(iter(self._late)))
-                continue
-            # The oldest missing message makes room (GC-DLV-9), and what waits behind it is delivered.
-            self.settle_below(max(self.next_message + 1, min(self._order[0], number)), LossCause.OVERFLOW)
+        while (self._held or self._late or self._ahead) and not self._fits(partial.held_bytes):
+            self._make_room(number)
             if number < self.next_message:
                 return None  # it was the oldest itself
         self._held[number] = partial
@@ -321,13 +371,27 @@ class Reassembler:
         self.held_bytes += partial.held_bytes
         return partial
 
+    def _make_room(self, number: int) -> None:
+        """Forget what is lost; else give up the oldest missing message (GC-DLV-9): what waits behind it is settled.
+
+        Args:
+            number: For this one; no later one is given up for it.
+        """
+        if self._late:
+            self._forget_late(next(iter(self._late)))
+            return
+        oldest = self._oldest_held()
+        ahead = self._ahead_order[0] if self._ahead_order else None
+        stop = min(each for each in (number, oldest, ahead) if each is not None)
+        self.settle_below(max(self.next_message + 1, stop), LossCause.OVERFLOW)
+
     def _fits(self, size_bytes: int, late_bytes: int | None = None, late_messages: int | None = None) -> bool:
         """Whether there is room for one message more, beside what is held, and beside so much of late ones."""
         late_bytes = self.late_bytes if late_bytes is None else late_bytes
         late_messages = len(self._late) if late_messages is None else late_messages
         return (
-            self.held_bytes + late_bytes + size_bytes <= self._bytes_max
-            and len(self._held) + late_messages < MESSAGES_HELD_MAX
+            self.held_bytes + self.ahead_bytes + late_bytes + size_bytes <= self._bytes_max
+            and len(self._held) + len(self._ahead) + late_messages < MESSAGES_HELD_MAX
         )
 
     def _add_late(self, header: Header, payloads: NDArray[np.uint8]) -> tuple[int, DropReason | None]:
@@ -335,8 +399,7 @@ class Reassembler:
         (GC-DLV-32)."""
         number, count = header.message, len(payloads)
         if not self._lost or not self._lost.within(number, number):
-            self.repeats_not_needed += max(0, min(count, header.source_symbols - header.symbol))
-            return count, DropReason.NOT_NEEDED
+            return self._not_needed(header, count)
         partial = self._late.get(number)
         if partial is None:
             size_bytes = _held_bytes(header)
@@ -354,6 +417,33 @@ class Reassembler:
         if partial.complete:
             self._deliver_late(number, partial)
         return (count - used, DropReason.NOT_NEEDED) if used < count else (0, None)
+
+    def _not_needed(self, header: Header, count: int) -> tuple[int, DropReason]:
+        """Drop symbols of a message that was delivered."""
+        self.repeats_not_needed += max(0, min(count, header.source_symbols - header.symbol))
+        return count, DropReason.NOT_NEEDED
+
+    def _deliver_ahead(self, number: int) -> None:
+        """Deliver a message that is whole while earlier ones are not, and remember what its order needs."""
+        partial = self._release(number)
+        try:
+            message, rebuilt = partial.open(self._codec, self._workspace)
+        except RemoteProtocolError:
+            self._note_ahead(number, None)
+        else:
+            self.settled.append(Settled(number, number, message, rebuilt=rebuilt, ahead=True))
+            runs = tuple(message.runs)
+            ahead = Ahead(
+                number=number, first_record=message.first_record, record_count=message.record_count, runs=runs
+            )
+            self._note_ahead(number, ahead)
+        while self._ahead and self.held_bytes + self.ahead_bytes + self.late_bytes > self._bytes_max:
+            self._make_room(number)
+
+    def _note_ahead(self, number: int, ahead: Ahead | None) -> None:
+        self._ahead[number] = ahead
+        heapq.heappush(self._ahead_order, number)
+        self.ahead_bytes += AHEAD_BYTES if ahead is None else ahead.held_bytes
 
     def _deliver_late(self, number: int, partial: _Partial) -> None:
         self._forget_late(number)
@@ -379,34 +469,68 @@ class Reassembler:
 
     def _skip_to(self, number: int, cause: LossCause) -> None:
         """All messages before `number` that are not settled are lost; none of them is held any more."""
+        while self.next_message < number:
+            stop = min(number, self._ahead_order[0]) if self._ahead_order else number
+            self._lose_to(stop, cause)
+            self._settle_ahead()
+
+    def _lose_to(self, number: int, cause: LossCause) -> None:
         if number <= self.next_message:
             return
         last = self.settled[-1] if self.settled else None
-        if last is not None and last.message is None and last.cause is cause and last.last == self.next_message - 1:
+        if (
+            last is not None
+            and last.message is None
+            and last.delivered is None
+            and last.cause is cause
+            and last.last == self.next_message - 1
+        ):
             self.settled[-1] = Settled(last.first, number - 1, None, cause)
         else:
             self.settled.append(Settled(self.next_message, number - 1, None, cause))
         self._note_lost(self.next_message, number - 1)
         self.next_message = number
 
-    def _deliver_ready(self) -> None:
+    def _settle_ahead(self) -> None:
+        """What was delivered ahead is settled as soon as everything before it is."""
+        while self._ahead_order and self._ahead_order[0] == self.next_message:
+            number = heapq.heappop(self._ahead_order)
+            ahead = self._ahead.pop(number)
+            self.ahead_bytes -= AHEAD_BYTES if ahead is None else ahead.held_bytes
+            cause = LossCause.DAMAGED if ahead is None else None
+            self.settled.append(Settled(number, number, None, cause, delivered=ahead))
+            self.next_message = number + 1
+            if number in self._ahead_missing:
+                self._ahead_missing.remove(number)
+                self._note_lost(number, number)
+
+    def _advance(self) -> None:
+        """Deliver and settle what is due."""
+        self._settle_ahead()
         while (partial := self._held.get(self.next_message)) is not None and partial.complete:
             number = self.next_message
-            self._release_oldest()
+            self._release(number)
             try:
                 message, rebuilt = partial.open(self._codec, self._workspace)
-                self.settled.append(Settled(number, number, message, rebuilt=rebuilt))
+                self.settled.append(Settled(number, number, message, rebuilt=rebuilt, overtaken=bool(self._ahead)))
             except RemoteProtocolError:
                 self.settled.append(Settled(number, number, None, LossCause.DAMAGED))
             self.next_message = number + 1
+            self._settle_ahead()
 
-    def _release_oldest(self) -> _Partial:
-        partial = self._held.pop(heapq.heappop(self._order))
+    def _oldest_held(self) -> int | None:
+        """The lowest number held; what is not held any more leaves the heap."""
+        while self._order and self._order[0] not in self._held:
+            heapq.heappop(self._order)
+        return self._order[0] if self._order else None
+
+    def _release(self, number: int) -> _Partial:
+        partial = self._held.pop(number)
         self.held_bytes -= partial.held_bytes
+        self._oldest_held()
         return partial
 
-    def _keep_oldest_as_late(self) -> None:
-        """Give up the oldest message that is held; a repeat need only bring what is missing of it."""
-        number = self._order[0]
-        partial = self._late[number] = self._release_oldest()
+    def _keep_as_late(self, number: int) -> None:
+        """Give up a message that is held; a repeat need only bring what is missing of it."""
+        partial = self._late[number] = self._release(number)
         self.late_bytes += partial.held_bytes

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
 from gapconn.errors import LocalProtocolError
+from gapconn.protocol.envelope import Run
 from gapconn.protocol.events import (
     ConflictDetected,
     Event,
@@ -18,6 +19,7 @@ from gapconn.protocol.events import (
     ForeignLinkDetected,
     LinkInterrupted,
     MessageDelivered,
+    MessageSettled,
     MessagesLost,
     RecordsLost,
     RecordsMissing,
@@ -31,7 +33,7 @@ from gapconn.protocol.fec import Codec, NumpyCodec
 from gapconn.protocol.follower import Follower
 from gapconn.protocol.positions import DeliveredPositions, Standing, StreamPartition
 from gapconn.protocol.protection import CHECKSUM, VERIFIED, Verifier
-from gapconn.protocol.reassembler import Reassembler, Settled
+from gapconn.protocol.reassembler import Ahead, Reassembler, Settled
 from gapconn.protocol.registry import (
     HEADER_BYTES,
     MAGIC,
@@ -55,7 +57,10 @@ class ReceiverSettings:
     link_id: int
     interruption_timeout_s: float = 3.0
     """Until a session announces its own (GC-TIME-2)."""
-    reorder_timeout_s: float = 0.2
+    hold_s: float = 0.2
+    """How long a missing message is waited for (GC-DLV-8)."""
+    available: bool = False
+    """Deliver each message as soon as it is whole, and not in order (GC-DLV-35)."""
     reassembly_bytes_max: int = 64 << 20
     message_bytes_max: int = 16 << 20
     keys: Keys | None = None
@@ -82,6 +87,8 @@ class Progress:
     """Of the messages before `next_message`, those that are lost and are taken when they are repeated (GC-DLV-34)."""
     joined_at: int = 0
     """Of the messages before this one it was never reported which records were in them (GC-DLV-11)."""
+    ahead: tuple[Ahead, ...] = ()
+    """Of the messages from `next_message` on, those that were delivered (GC-DLV-36)."""
 
 
 @attrs.define(kw_only=True)
@@ -268,6 +275,16 @@ class LinkReceiver:
     def held_messages(self) -> int:
         """Incomplete and waiting messages."""
         return self._reassembler.held_messages
+
+    @property
+    def ahead_messages(self) -> int:
+        """Messages that were delivered before earlier ones that are still waited for."""
+        return self._reassembler.ahead_messages
+
+    @property
+    def ahead_bytes(self) -> int:
+        """Memory of what is remembered of them."""
+        return self._reassembler.ahead_bytes
 
     @property
     def late_bytes(self) -> int:
@@ -464,10 +481,12 @@ class LinkReceiver:
         self.counters.lost_forgotten += self._reassembler.lost_forgotten
         next_message = 0
         lost: tuple[Range, ...] = ()
+        ahead: tuple[Ahead, ...] = ()
         self._next_record = self._joined_at = 0
         if not taken and self._resume is not None:
             next_message, self._next_record = self._resume.next_message, self._resume.next_record
             lost, self._joined_at = self._resume.lost, self._resume.joined_at
+            ahead = self._resume.ahead
             self._events.append(
                 SessionFollowed(epoch=header.epoch, previous_epoch=header.epoch, reason=FollowReason.RESUMED)
             )
@@ -476,7 +495,7 @@ class LinkReceiver:
         self.announcement = None
         self._follower.use_timeout(self.settings.interruption_timeout_s, self._now_s)
         self._window = SequenceWindow(header.sequence if joining else 0)
-        self._reassembler = self._new_reassembler(next_message, lost)
+        self._reassembler = self._new_reassembler(next_message, lost, ahead)
         self._loss_cause = LossCause.GAP
         if joining:
             # What was sent before the first datagram heard is not a loss of the path (GC-DLV-11).
@@ -601,7 +620,9 @@ class LinkReceiver:
     def _collect_settled(self) -> None:
         settled, self._reassembler.settled = self._reassembler.settled, []
         for item in settled:
-            if item.message is None:
+            if item.delivered is not None:
+                self._settle_delivered(item.delivered)
+            elif item.message is None:
                 cause = item.cause or LossCause.GAP
                 self._loss_cause = cause
                 self.counters.messages_lost[cause] += item.last - item.first + 1
@@ -614,21 +635,10 @@ class LinkReceiver:
     def _deliver(self, item: Settled) -> None:
         message = item.message
         assert message is not None
-        # Of two things that were said of the records before, the earlier counts first; true ones agree.
-        self._account_announced_records(item.first)
-        self._account_records(message.first_record)
-        next_record = message.first_record + message.record_count
-        self._next_record = max(self._next_record, next_record) if item.late else next_record
-        missing, already = (self._positions.settle_late if item.late else self._positions.settle)(
-            item.first, message.runs
-        )
-        if item.first < self._joined_at:
-            already = {}  # nothing of it was reported as missing, and nothing of it was delivered
-        for (stream, partition), first, last in missing:
-            self.counters.records_missing_ranges += 1
-            self._events.append(
-                RecordsMissing(epoch=self._session_epoch, stream=stream, partition=partition, first=first, last=last)
-            )
+        if item.ahead:
+            already = self._positions.delivered_before(message.runs)
+        else:
+            already = self._settle(item.first, message.first_record, message.record_count, message.runs, late=item.late)
         self.counters.messages += 1
         self.counters.records += message.record_count
         self.counters.body_bytes += len(message.body)
@@ -647,7 +657,7 @@ class LinkReceiver:
                 record_count=message.record_count,
                 runs=message.runs,
                 already_delivered=already,
-                positions=self._positions.of(message.runs),
+                positions={} if item.ahead else self._positions.of(message.runs),
                 body=message.body,
                 compression=message.compression,
                 plain_bytes=message.plain_bytes,
@@ -655,8 +665,45 @@ class LinkReceiver:
                 copies=tuple(message.copies),
                 copied=message.copied,
                 late=item.late,
+                ahead=item.ahead,
+                overtaken=item.overtaken,
             )
         )
+
+    def _settle_delivered(self, ahead: Ahead) -> None:
+        """What was delivered ahead has its turn: now it is known what is missing before it."""
+        self._settle(ahead.number, ahead.first_record, ahead.record_count, ahead.runs, late=False)
+        self._events.append(
+            MessageSettled(
+                epoch=self._session_epoch,
+                number=ahead.number,
+                next_record=self._next_record,
+                positions=self._positions.of(ahead.runs),
+            )
+        )
+
+    def _settle(
+        self, number: int, first_record: int, record_count: int, runs: Sequence[Run], *, late: bool
+    ) -> dict[StreamPartition, int]:
+        """Account for a message that has its turn, or comes late: report what is missing before it.
+
+        Returns:
+            What was delivered before, as `MessageDelivered.already_delivered`.
+        """
+        # Of two things that were said of the records before, the earlier counts first; true ones agree.
+        self._account_announced_records(number)
+        self._account_records(first_record)
+        next_record = first_record + record_count
+        self._next_record = max(self._next_record, next_record) if late else next_record
+        missing, already = (self._positions.settle_late if late else self._positions.settle)(number, runs)
+        for (stream, partition), first, last in missing:
+            self.counters.records_missing_ranges += 1
+            self._events.append(
+                RecordsMissing(epoch=self._session_epoch, stream=stream, partition=partition, first=first, last=last)
+            )
+        if number < self._joined_at:
+            return {}  # nothing of it was reported as missing, and nothing of it was delivered
+        return already
 
     def _account_records(self, sent: int) -> None:
         """So many records were sent up to here; those that were not seen are lost (GC-DLV-13)."""
@@ -671,13 +718,17 @@ class LinkReceiver:
     def _drop(self, reason: DropReason, count: int = 1) -> None:
         self.counters.dropped[reason] += count
 
-    def _new_reassembler(self, next_message: int, lost: tuple[Range, ...] = ()) -> Reassembler:
+    def _new_reassembler(
+        self, next_message: int, lost: tuple[Range, ...] = (), ahead: tuple[Ahead, ...] = ()
+    ) -> Reassembler:
         return Reassembler(
             next_message=next_message,
             lost=lost,
+            available=self.settings.available,
+            ahead=ahead,
             bytes_max=self.settings.reassembly_bytes_max,
             message_bytes_max=self.settings.message_bytes_max,
-            reorder_timeout_s=self.settings.reorder_timeout_s,
+            hold_s=self.settings.hold_s,
             codec=self.codec,
         )
 

@@ -95,6 +95,11 @@ class KafkaSinkConfig:
     topic: str = option(
         default="{topic}", help='Topic to write to; "{topic}" in it stands for the topic or stream of the record.'
     )
+    late_topic: str | None = option(
+        default=None,
+        help="Topic for records that come late or as repair, so that they do not stand behind later ones; {topic} in "
+        "it stands for the topic or stream of the record. Without it they go where the others go.",
+    )
     topic_map: dict[str, str] = option(
         factory=dict, help="Target topic of single source topics, over what `topic` says for them."
     )
@@ -122,8 +127,12 @@ class KafkaSinkConfig:
 
     @topic.validator
     def _check_topic(self, attribute: attrs.Attribute[str], value: str) -> None:
-        if not _LEGAL_TOPIC.fullmatch(value.replace("{topic}", "x")):
-            raise ValueError('may have letters, digits, ".", "_", "-" and {topic}, and nothing else')
+        _check_template(value)
+
+    @late_topic.validator
+    def _check_late_topic(self, attribute: attrs.Attribute[str | None], value: str | None) -> None:
+        if value is not None:
+            _check_template(value)
 
     @topic_map.validator
     def _check_topic_map(self, attribute: attrs.Attribute[dict[str, str]], value: dict[str, str]) -> None:
@@ -139,6 +148,11 @@ class KafkaSinkConfig:
     @client.validator
     def _check_client(self, attribute: attrs.Attribute[dict[str, Any]], value: dict[str, Any]) -> None:
         check_settings(value, _RESERVED)
+
+
+def _check_template(topic: str) -> None:
+    if not _LEGAL_TOPIC.fullmatch(topic.replace("{topic}", "x")):
+        raise ValueError('may have letters, digits, ".", "_", "-" and {topic}, and nothing else')
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -288,7 +302,7 @@ class KafkaSink:
             runs.append(
                 _Run(
                     records=part,
-                    topic=self._target(part.stream),
+                    topic=self._target(part.stream, out_of_order=delivery.late or delivery.repair),
                     partition=part.partition if same_partition else ANY_PARTITION,
                     origin=origin,
                     repair=delivery.repair and self._config.origin_headers,
@@ -300,8 +314,12 @@ class KafkaSink:
             size += RECORD_OVERHEAD_BYTES * len(part.positions) + sum(len(value) for value in part.values if value)
         return _Flight(delivery=delivery, runs=runs, size_bytes=size)
 
-    def _target(self, stream: str) -> str:
-        topic = self._config.topic_map.get(stream) or self._config.topic.replace("{topic}", stream)
+    def _target(self, stream: str, *, out_of_order: bool) -> str:
+        config = self._config
+        if out_of_order and config.late_topic is not None:
+            topic = config.late_topic.replace("{topic}", stream)
+        else:
+            topic = config.topic_map.get(stream) or config.topic.replace("{topic}", stream)
         if not _LEGAL_TOPIC.fullmatch(topic):
             raise SinkError(
                 f"records of {stream!r} cannot go to a topic {topic!r}, which Kafka does not allow: in [sink], give a "

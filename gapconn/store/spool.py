@@ -94,6 +94,8 @@ class _Description(msgspec.Struct, array_like=True, frozen=True, gc=False):
     claimed: list[tuple[str, int, list[tuple[int, int]]]] = []
     """Of a repair or a late message: stream, partition, and the ranges of positions that are to be delivered of it."""
     late: bool = False
+    ahead: bool = False
+    overtaken: bool = False
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -201,7 +203,7 @@ class Spool:
         begin = next(iter(self._log.sizes), 0)
         for number in reversed(self._log.sizes):
             entries = (entry.description for entry, _ in self._log.entries(number, 0, self._log.sizes[number]))
-            first = next((entry for entry in entries if not entry.late), None)
+            first = next((entry for entry in entries if not (entry.late or entry.ahead)), None)
             if first is not None and (first.epoch, first.number) <= (epoch, next_message):
                 begin = number
                 break
@@ -269,6 +271,8 @@ def _spooled(about: _Description, body: memoryview) -> Spooled:
             plain_bytes=about.plain_bytes,
             spans=tuple(about.spans),
             late=about.late,
+            ahead=about.ahead,
+            overtaken=about.overtaken,
             claimed={(stream, partition): tuple(ranges) for stream, partition, ranges in about.claimed},
         ),
         lost_before=about.lost_before,
@@ -303,5 +307,7 @@ def _describe(entry: Spooled) -> bytes:
             spans=list(message.spans),
             claimed=[(*key, list(ranges)) for key, ranges in message.claimed.items()],
             late=message.late,
+            ahead=message.ahead,
+            overtaken=message.overtaken,
         )
     )

@@ -5,12 +5,17 @@ All calls block for a disk write or two: the services make them in a thread.
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+import msgspec
+
 from gapconn.errors import LinkError
+from gapconn.protocol.envelope import Run
 from gapconn.protocol.positions import Standing
+from gapconn.protocol.reassembler import Ahead
 from gapconn.protocol.receiver import Progress
 from gapconn.store.database import StateFile
 from gapconn.store.journal import Changes, GapFile
@@ -41,6 +46,19 @@ _EGRESS_TABLES: Final = (
         UNIQUE(stream, partition)
     )""",
 )
+
+
+# Earlier versions made no such table, and do not look at it.
+_AHEAD_TABLE: Final = """CREATE TABLE IF NOT EXISTS ahead(
+    epoch TEXT NOT NULL,
+    number TEXT NOT NULL,
+    first_record TEXT NOT NULL,
+    record_count TEXT NOT NULL,
+    runs BLOB NOT NULL,
+    PRIMARY KEY(epoch, number)
+)"""
+_encode_runs: Final = msgspec.msgpack.Encoder().encode
+_decode_runs: Final = msgspec.msgpack.Decoder(tuple[Run, ...]).decode
 
 
 class IngressState:
@@ -124,6 +142,10 @@ class EgressState:
         self._gaps = gaps
         self.journal = gaps.load()
         """What is missing: changed in memory, and stored by `save`."""
+        with file.transaction("saved") as db:
+            db.execute(_AHEAD_TABLE)
+            self._ahead: set[tuple[str, str]] = set(db.execute("SELECT epoch, number FROM ahead").fetchall())
+            """What is stored of messages that were delivered ahead: epoch and number."""
         with file.transaction("read") as db:
             (self._positions_at_most,) = db.execute("SELECT count(*) FROM position").fetchone()
 
@@ -170,6 +192,9 @@ class EgressState:
             rows = db.execute(
                 "SELECT stream, partition, epoch, chain, position FROM position ORDER BY updated"
             ).fetchall()
+            ahead_rows = db.execute(
+                "SELECT number, first_record, record_count, runs FROM ahead WHERE epoch = ?", (row[0],)
+            ).fetchall()
         epoch, next_message, next_record, messages_known, records_known, ended = (
             _number(self._file, text) for text in row
         )
@@ -184,7 +209,16 @@ class EgressState:
                 (stream, _number(self._file, partition)): Standing(*(_number(self._file, text) for text in standing))
                 for stream, partition, *standing in rows
             },
+            ahead=tuple(self._ahead_of(each) for each in ahead_rows if _number(self._file, each[0]) >= next_message),
         )
+
+    def _ahead_of(self, row: tuple[str, str, str, bytes]) -> Ahead:
+        number, first_record, record_count = (_number(self._file, text) for text in row[:3])
+        try:
+            runs = _decode_runs(row[3])
+        except msgspec.DecodeError as error:
+            raise self._file.damaged(f"positions cannot be read: {error}") from error
+        return Ahead(number=number, first_record=first_record, record_count=record_count, runs=runs)
 
     def save(self, progress: Progress | None, gaps: Changes | None = None) -> None:
         """Store first what is missing, then the progress behind it (GC-RPR-1), each in one transaction.
@@ -224,6 +258,7 @@ class EgressState:
                     for (stream, partition), standing in progress.positions.items()
                 ),
             )
+            self._save_ahead(db, progress)
             # Counting is a walk over the table, so it waits until there may be too many.
             at_most = self._positions_at_most + len(progress.positions)
             if at_most > POSITIONS_MAX:
@@ -234,6 +269,21 @@ class EgressState:
                 )
                 (at_most,) = db.execute("SELECT count(*) FROM position").fetchone()
         self._positions_at_most = at_most
+
+    def _save_ahead(self, db: sqlite3.Connection, progress: Progress) -> None:
+        """Add what was delivered ahead since the last call; take out what has had its turn."""
+        kept = {
+            (epoch, number)
+            for epoch, number in self._ahead
+            if int(epoch) == progress.epoch and int(number) >= progress.next_message
+        }
+        db.executemany("DELETE FROM ahead WHERE epoch = ? AND number = ?", self._ahead - kept)
+        rows = [
+            (str(progress.epoch), str(a.number), str(a.first_record), str(a.record_count), _encode_runs(a.runs))
+            for a in progress.ahead
+        ]
+        db.executemany("INSERT OR REPLACE INTO ahead VALUES (?, ?, ?, ?, ?)", rows)
+        self._ahead = kept | {(row[0], row[1]) for row in rows}
 
     def close(self) -> None:
         """Write everything into the files; let go of them and of the lock. May be called again."""

@@ -244,7 +244,8 @@ class Egress:
         resume: Progress | None = None,
         now_s: float = 0.0,
         interruption_timeout_s: float = 3.0,
-        reorder_timeout_s: float = 0.2,
+        hold_s: float = 0.2,
+        available: bool = False,
         reassembly_bytes_max: int = 1 << 20,
         message_bytes_max: int = 1 << 16,
     ) -> Egress:
@@ -252,7 +253,8 @@ class Egress:
         settings = ReceiverSettings(
             link_id=LINK_ID,
             interruption_timeout_s=interruption_timeout_s,
-            reorder_timeout_s=reorder_timeout_s,
+            hold_s=hold_s,
+            available=available,
             reassembly_bytes_max=reassembly_bytes_max,
             message_bytes_max=message_bytes_max,
         )

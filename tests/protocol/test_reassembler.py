@@ -22,13 +22,13 @@ TAKEN: Drop = (0, None)
 
 
 def reassembler(
-    *, next_message: int = 0, bytes_max: int = 1 << 20, message_bytes_max: int = 4_096, reorder_timeout_s: float = 1.6
+    *, next_message: int = 0, bytes_max: int = 1 << 20, message_bytes_max: int = 4_096, hold_s: float = 1.6
 ) -> Reassembler:
     return Reassembler(
         next_message=next_message,
         bytes_max=bytes_max,
         message_bytes_max=message_bytes_max,
-        reorder_timeout_s=reorder_timeout_s,
+        hold_s=hold_s,
         codec=NumpyCodec(),
     )
 
@@ -313,7 +313,7 @@ def test_a_missing_message_is_given_up_after_the_timeout_and_at_most_a_sixteenth
 ) -> None:
     session = Session()
     session.message(b"lost")
-    subject = reassembler(reorder_timeout_s=timeout_s)
+    subject = reassembler(hold_s=timeout_s)
     for datagram in session.message(b"x"):
         add(subject, datagram, now_s=now_s)
     assert subject.settled == []
@@ -394,7 +394,7 @@ def test_a_range_of_lost_messages_is_one_report_however_long() -> None:
 def test_a_timeout_of_zero_gives_up_at_once() -> None:
     session = Session()
     session.message(b"lost")
-    subject = reassembler(reorder_timeout_s=0.0)
+    subject = reassembler(hold_s=0.0)
     add(subject, *session.message(b"x"), now_s=5.0)
     deadline = subject.next_deadline_s()
     assert deadline is not None

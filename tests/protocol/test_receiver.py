@@ -281,7 +281,7 @@ def places_of(messages: list[tuple[int, int, bytes, list[bytes]]], number: int) 
 
 
 @pytest.mark.req("GC-DLV-8", "GC-DLV-10", "GC-DLV-13")
-def test_a_lost_message_holds_later_ones_back_for_the_reorder_timeout() -> None:
+def test_a_lost_message_holds_later_ones_back_for_the_hold() -> None:
     session = Session()
     egress = following(session)
     session.message(b"lost", record_count=7)

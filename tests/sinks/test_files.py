@@ -479,3 +479,28 @@ def test_whatever_comes_only_whole_files_get_names(script: list[list[Chunk]]) ->
     assert inlet.accepted == list(range(len(script)))
     sent_whole = {i for i in range(6) if whole(i, f"f{i}", CONTENT) in script}
     assert {f"f{i}" for i in sent_whole} <= set(placed)
+
+
+@pytest.mark.req("GC-DLV-33")
+async def test_whole_files_that_come_late_are_put_in_their_places(tmp_path: Path) -> None:
+    """Also while another file is open; of what is not whole the beginning was thrown away already."""
+    inlet = ScriptedInlet(script=[])
+    third = whole(3, "third", b"123456")
+    script = [
+        (False, [*whole(0, "first")]),
+        (False, [*third[:1], data(3, 0, b"123")]),
+        (True, [*whole(1, "second"), opened(2, "torn")]),
+        (False, [data(3, 3, b"456"), third[-1]]),
+        (True, [*whole(4, "fourth")]),
+        (False, [*whole(5, "fifth")]),
+    ]
+    inlet.script = [
+        inlet.delivery(Batch(parts=[*parts]), message=number, late=late) for number, (late, parts) in enumerate(script)
+    ]
+    context = await receive(inlet, tmp_path)
+    contents = {"first": b"content", "second": b"content", "fourth": b"content", "fifth": b"content"}
+    assert tree(tmp_path) == {**contents, "third": b"123456"}
+    assert inlet.losses == [("1", 1, 2, "file_missing")]
+    assert inlet.finds == [("1", 1, 1)]
+    assert (inlet.accepted, inlet.declined) == ([0, 1, 3, 4, 5], [2])
+    assert (context.counters["files_late"], context.counters["late_unusable"]) == (1, 1)

@@ -115,18 +115,22 @@ async def test_the_origin_is_added_after_the_records_own_headers(kafka: Cluster)
 
 
 @pytest.mark.parametrize("origin_headers", [True, False])
-async def test_records_of_a_repair_are_marked_behind_their_origin(kafka: Cluster, origin_headers: bool) -> None:
+@pytest.mark.parametrize("what", ["repair", "late"])
+async def test_records_that_come_out_of_order_are_marked_behind_their_origin(
+    kafka: Cluster, what: str, origin_headers: bool
+) -> None:
     topic = kafka.create_topic(partitions=1)
     own: list[list[Header] | None] = [[("a", b"1")], None]
     batch = Batch(origin="from", parts=[run_of([b"x", b"y"], first=40, headers=own)])
     inlet = ScriptedInlet(script=[batch])
-    inlet.script = [batch, attrs.evolve(inlet.delivery(batch, message=1), repair=True)]
+    marked = inlet.delivery(batch, message=1)
+    inlet.script = [batch, attrs.evolve(marked, repair=what == "repair", late=what == "late")]
     with trio.fail_after(120):
         await make_sink(kafka, topic=topic, origin_headers=origin_headers).run(inlet)
     found = [entry.headers for entry in kafka.read(topic)]
     if origin_headers:
         first, second = ("gapconn-origin", b"from/orders/0/40"), ("gapconn-origin", b"from/orders/0/41")
-        mark = ("gapconn-repair", b"1")
+        mark = (f"gapconn-{what}", b"1")
         assert found == [[("a", b"1"), first], [second], [("a", b"1"), first, mark], [second, mark]]
     else:
         assert found == [[("a", b"1")], None] * 2

@@ -255,3 +255,22 @@ async def test_standard_input_reaches_standard_output(output: IO[bytes]) -> None
     os.close(reader)
     assert written(output) == value
     assert pipe.losses == []
+
+
+@pytest.mark.req("GC-DLV-33")
+async def test_bytes_that_come_late_are_written_where_they_fit_and_lines_anywhere(output: IO[bytes]) -> None:
+    inlet = ScriptedInlet(script=[])
+    script: list[tuple[bool, list[Records | Chunk]]] = [
+        (False, [opened(), data(0, b"one ")]),
+        (True, [data(4, b"two ")]),
+        (True, [data(4, b"again")]),
+        (False, [ended(8)]),
+        (True, lines(b"a line").parts),
+    ]
+    inlet.script = [
+        inlet.delivery(Batch(parts=[*parts]), message=number, late=late) for number, (late, parts) in enumerate(script)
+    ]
+    context = await write(inlet, output)
+    assert written(output) == b"one two a line\n"
+    assert (inlet.accepted, inlet.declined, inlet.losses) == ([0, 1, 3, 4], [2], [])
+    assert context.counters["late_unusable"] == 1

@@ -572,3 +572,38 @@ async def test_on_a_lossy_link_every_stream_is_whole_or_reset_and_reported(seed:
     assert len(set(whole)) == len(whole)
     for cut in [data for data, ending in seen if ending == "reset"]:
         assert any(content.startswith(cut) for content in contents)
+
+
+@pytest.mark.req("GC-DLV-33")
+async def test_what_comes_late_is_written_where_it_fits_and_declined_elsewhere() -> None:
+    """Nothing can be put into the middle of what a target has read already."""
+
+    def part(stream: str, kind: ChunkKind, position: int, data: bytes = b"") -> Chunk:
+        return Chunk(stream=stream, kind=kind, position=position, data=memoryview(data))
+
+    async with target_at() as target:
+        inlet = ScriptedInlet(script=[])
+        script = [
+            (False, [part("a", ChunkKind.OPEN, 0), part("a", ChunkKind.DATA, 0, b"one ")]),
+            (False, [part("b", ChunkKind.OPEN, 0), part("b", ChunkKind.DATA, 3, b"behind a hole")]),
+            (True, [part("a", ChunkKind.DATA, 4, b"two ")]),
+            (True, [part("b", ChunkKind.DATA, 0, b"gap")]),
+            (True, [part("c", ChunkKind.OPEN, 0), part("c", ChunkKind.DATA, 0, b"whole"), part("c", ChunkKind.END, 5)]),
+            (True, [part("d", ChunkKind.OPEN, 0), part("d", ChunkKind.DATA, 0, b"only the beginning")]),
+            (False, [part("a", ChunkKind.END, 8), part("b", ChunkKind.END, 16)]),
+        ]
+        inlet.script = [
+            inlet.delivery(Batch(parts=[*parts]), message=number, late=late)
+            for number, (late, parts) in enumerate(script)
+        ]
+        context = make_context(epoch=0)
+        with trio.fail_after(30):
+            await TcpSink(TcpSinkConfig(connect=Address("127.0.0.1", target.port)), context).run(inlet)
+        with trio.fail_after(30):
+            await target.wait_until(lambda: sum(each.ending == "end" for each in target.connections) == 2)
+        ended = sorted(bytes(each.data) for each in target.connections if each.ending == "end")
+    assert ended == [b"one two ", b"whole"]
+    assert inlet.declined == [3, 5]
+    assert sorted(inlet.accepted) == [0, 1, 2, 4, 6]
+    assert context.counters["late_streams_unusable"] == 2
+    assert [loss[0] for loss in inlet.losses] == ["b"]

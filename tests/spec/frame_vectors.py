@@ -255,10 +255,4 @@ def _dropped_after_others() -> list[tuple[str, DropReason, bytes, list[bytes]]]:
         ("a repair symbol of a delivered message", why.NOT_NEEDED, repaired[2], repaired[:2]),
         ("a source symbol of a message that was rebuilt", why.NOT_NEEDED, repaired[1], [repaired[0], repaired[2]]),
         ("a symbol of a delivered message", why.NOT_NEEDED, copy, [startup, first, second]),
-        (
-            "a symbol of a message from before the egress joined",
-            why.NOT_NEEDED,
-            first,
-            [Session(epoch=20, sequence=9, messages=4, records=4).heartbeat()],
-        ),
     ]

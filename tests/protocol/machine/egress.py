@@ -13,6 +13,7 @@ from gapconn.protocol.events import (
     LinkInterrupted,
     LinkRestored,
     MessageDelivered,
+    MessageSettled,
     MessagesLost,
     RecordsLost,
     RecordsMissing,
@@ -67,10 +68,11 @@ class Egress:
             ReceiverSettings(
                 link_id=limits.link_id,
                 interruption_timeout_s=limits.interruption_timeout_s,
-                reorder_timeout_s=limits.reorder_timeout_s,
+                hold_s=limits.hold_s,
                 reassembly_bytes_max=limits.reassembly_bytes_max,
                 message_bytes_max=limits.message_bytes_max,
                 keys=keys_of(secrets) if secrets else None,
+                available=limits.available,
             ),
             now_s=now_s,
             resume=saved,
@@ -84,6 +86,10 @@ class Egress:
                 positions=dict(saved.positions),
                 lost=frozenset(number for first, last in saved.lost for number in range(first, last + 1)),
                 joined_at=saved.joined_at,
+                ahead={
+                    each.number: oracle.Ahead(each.first_record, each.record_count, tuple(map(plain_run, each.runs)))
+                    for each in saved.ahead
+                },
             )
         self.oracle = ReceiverOracle(limits, charge, now_s=now_s, stored=stored)
         self.oracle.secrets = secrets or {}
@@ -142,8 +148,11 @@ class Egress:
         assert (receiver.held_bytes, receiver.held_messages) == (owed.held_bytes, len(owed.held))
         assert (receiver.late_bytes, receiver.late_messages) == (owed.late_bytes, len(owed.late))
         assert receiver.messages_mendable == len(owed.lost), "GC-DLV-31"
-        assert receiver.held_bytes + receiver.late_bytes <= self.limits.reassembly_bytes_max, "GC-LIM-1"
-        assert receiver.held_messages + receiver.late_messages <= self.limits.messages_held_max, "GC-LIM-1"
+        assert (receiver.ahead_bytes, receiver.ahead_messages) == (owed.ahead_bytes, len(owed.ahead))
+        held_bytes = receiver.held_bytes + receiver.ahead_bytes + receiver.late_bytes
+        assert held_bytes <= self.limits.reassembly_bytes_max, "GC-LIM-1"
+        held = receiver.held_messages + receiver.ahead_messages + receiver.late_messages
+        assert held <= self.limits.messages_held_max, "GC-LIM-1"
         return events
 
     @property
@@ -185,7 +194,10 @@ def _plain(event: Event) -> oracle.Event:  # noqa: C901, PLR0911, PLR0912 - one 
             runs = tuple(map(plain_run, event.runs))
             already = dict(event.already_delivered)
             head = (event.epoch, event.number, event.first_record, event.record_count)
-            return ("late" if event.late else "delivered", *head, runs, already, bytes(event.body))
+            kind = "late" if event.late else "ahead" if event.ahead else "delivered"
+            return (kind, *head, runs, already, bytes(event.body))
+        case MessageSettled():
+            return ("settled", event.epoch, event.number, event.next_record)
 
 
 _TOPICS = {
@@ -220,7 +232,7 @@ def _by_topic(events: Iterable[oracle.Event]) -> dict[str, list[oracle.Event]]:
             data += [("lost", epoch, number, cause) for number in range(first, last + 1)]
         elif kind == "records lost":
             records[event[1]] += event[2]
-        elif kind in ("delivered", "late"):
+        elif kind in ("delivered", "late", "ahead", "settled"):
             data += [("records lost", *count) for count in sorted(records.items())]
             data.append(event)
             records.clear()

@@ -18,6 +18,7 @@ from gapconn.protocol.events import (
     LinkInterrupted,
     LinkRestored,
     MessageDelivered,
+    MessageSettled,
     MessagesLost,
     RecordsLost,
     RecordsMissing,
@@ -98,6 +99,9 @@ class Ledger:
         self._reach = reach
         self._journal = journal
         self._delivered: set[tuple[int, int]] = set()
+        self._ahead: dict[tuple[int, int], tuple[list[Run], int, Mapping[StreamPartition, int] | None]] = {}
+        """By epoch and number, of messages that were delivered before earlier ones: runs, records, and what was
+        delivered before; None if an earlier life has delivered them."""
         self._current = 0
         self._next: dict[int, int] = {}
         # The records of messages whose loss was stored before they were counted.
@@ -107,6 +111,9 @@ class Ledger:
         """Reported, and to be entered with the message that showed it."""
         if saved is not None:
             self._next[saved.epoch] = saved.next_message
+            for each in saved.ahead:
+                self._ahead[saved.epoch, each.number] = (list(each.runs), each.record_count, None)
+                self._delivered.add((saved.epoch, each.number))
             self.records[saved.epoch] = saved.next_record
             for key, (_, number, last) in saved.positions.items():
                 self._chains[key] = Chain(number=number, after=last, last=last)
@@ -127,9 +134,13 @@ class Ledger:
                 self._reach(f"followed {event.reason.name}")
             case MessageDelivered():
                 self._enter_delivered(event, chains_begun)
+            case MessageSettled():
+                self._enter_settled(event, chains_begun)
             case MessagesLost():
                 assert event.epoch == self._current, "GC-DLV-10"
                 assert event.last >= event.first == self._next_of(event.epoch), "GC-MOD-4"
+                numbers = {(event.epoch, number) for number in range(event.first, event.last + 1)}
+                assert not numbers & self._delivered, "GC-MOD-4: it was delivered"
                 self._next[event.epoch] = event.last + 1
                 self._journal.lost.setdefault(event.epoch, set()).update(range(event.first, event.last + 1))
                 if event.cause.name == "BEFORE_JOIN":
@@ -174,11 +185,22 @@ class Ledger:
         del self.with_sink[:count]
 
     def _enter_delivered(self, event: MessageDelivered, chains_begun: Mapping[tuple[int, int, int], int]) -> None:
+        self._enter_number(event)
+        if event.ahead:
+            self.with_sink.append((event.epoch, event.number, self.tracker.expect(event)))
+            self._ahead[event.epoch, event.number] = (event.runs, event.record_count, event.already_delivered)
+            self._reach("delivered ahead")  # what is known of its records is told when it has its turn
+        else:
+            self._enter_in_turn(event, chains_begun)
+
+    def _enter_number(self, event: MessageDelivered) -> None:
         epoch, number = event.epoch, event.number
         assert epoch == self._current, "GC-MOD-1"
         if event.late:
             assert number in self._journal.lost.get(epoch, ()), "GC-DLV-31"
             assert number < self._next_of(epoch), "GC-DLV-31"
+        elif event.ahead:
+            assert number > self._next_of(epoch), "GC-DLV-35"
         else:
             assert number == self._next_of(epoch), "GC-MOD-2"
             self._next[epoch] = number + 1
@@ -188,6 +210,13 @@ class Ledger:
         assert (event.first_record, event.record_count) == (sent.first_record, sent.record_count), "GC-MOD-1"
         assert tuple(map(plain_run, event.runs)) == sent.runs, "GC-MOD-1"
         assert bytes(event.body) == sent.body, "GC-MOD-1"
+        if sent.kind == POSITIONS:
+            self._reach("summary delivered")
+        if len(sent.body) > 30_000:
+            self._reach("delivered in several blocks")
+
+    def _enter_in_turn(self, event: MessageDelivered, chains_begun: Mapping[tuple[int, int, int], int]) -> None:
+        epoch, number = event.epoch, event.number
         if event.late:
             # Those that were counted as lost already are not counted again.
             self.records[epoch] = max(self.records[epoch], event.first_record + event.record_count)
@@ -203,6 +232,9 @@ class Ledger:
             if event.late and number < self._journal.joined_at.get(epoch, 0) and self._passed(run):
                 self._reach("came late from before the egress joined")
                 continue  # nothing was told of its records
+            if event.late and (run.stream, run.partition) not in event.positions:
+                self._reach("came late where it is not known how far was delivered")
+                continue
             if event.late:
                 self._enter_found(run, already)
             if not event.late or run.last > already:
@@ -210,10 +242,25 @@ class Ledger:
         assert not self._missing_before_next, "GC-DLV-14"
         if event.already_delivered:
             self._reach("sent again")
-        if sent.kind == POSITIONS:
-            self._reach("summary delivered")
-        if len(sent.body) > 30_000:
-            self._reach("delivered in several blocks")
+
+    def _enter_settled(self, event: MessageSettled, chains_begun: Mapping[tuple[int, int, int], int]) -> None:
+        epoch, number = event.epoch, event.number
+        assert number == self._next_of(epoch), "GC-DLV-35"
+        self._next[epoch] = number + 1
+        runs, record_count, already = self._ahead.pop((epoch, number))
+        self.records[epoch] += record_count
+        self.delivered[epoch] += 1
+        self._lost_since_delivery.clear()
+        for place, run in enumerate(runs):
+            key = (run.stream, run.partition)
+            owed_after = chains_begun.get((epoch, number, place))
+            if already is not None:
+                before = already.get(key, -1)
+            else:
+                before = self._chains[key].last if key in self._chains and owed_after is None else -1
+            self._enter_run(run, before, owed_after=owed_after)
+        assert not self._missing_before_next, "GC-DLV-14"
+        self._reach("settled after it was delivered")
 
     def _enter_run(self, run: Run, already: int, *, owed_after: int | None) -> None:
         key = (run.stream, run.partition)

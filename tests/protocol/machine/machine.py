@@ -44,6 +44,7 @@ class LinkMachine(RuleBasedStateMachine):
         burst_max=st.sampled_from([1, 3, 64]),
         repair_share=st.sampled_from([0, 0, 0, 1_000, 5_000]),
         sealed=st.booleans(),
+        available=st.booleans(),
     )
     def begin(self, **arguments: Any) -> None:
         self._arguments = arguments

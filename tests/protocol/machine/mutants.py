@@ -716,6 +716,58 @@ def _receiver_entry(
     patch.setitem(states.RECEIVER_TABLE, (state, what), (effect, following))
 
 
+def what_is_lost_is_never_taken(patch: Patch) -> None:
+    def refuse(self: Reassembler, header: Header, payloads: NDArray[np.uint8]) -> tuple[int, DropReason]:
+        return len(payloads), DropReason.NOT_NEEDED
+
+    patch.setattr(Reassembler, "_add_late", refuse)
+
+
+def a_late_message_is_lost_for_ever(patch: Patch) -> None:
+    """So each repeat delivers it once more."""
+    deliver = Reassembler._deliver_late
+
+    def forgetful(self: Reassembler, number: int, partial: Any) -> None:
+        deliver(self, number, partial)
+        self._lost.add(number, number)
+
+    patch.setattr(Reassembler, "_deliver_late", forgetful)
+
+
+def lost_messages_take_no_memory(patch: Patch) -> None:
+    fits = Reassembler._fits
+    patch.setattr(Reassembler, "_fits", lambda self, size_bytes, *late, **more: fits(self, size_bytes, 0, 0))
+
+
+def a_late_message_is_settled_like_any_other(patch: Patch) -> None:
+    patch.setattr(DeliveredPositions, "settle_late", DeliveredPositions.settle)
+
+
+def holes_are_told_before_order_is_settled(patch: Patch) -> None:
+    before = DeliveredPositions.delivered_before
+
+    def hasty(self: DeliveredPositions, runs: list[Run]) -> dict[StreamPartition, int]:
+        already = before(self, runs)
+        self.settle(0, runs)
+        return already
+
+    patch.setattr(DeliveredPositions, "delivered_before", hasty)
+
+
+def what_was_delivered_ahead_is_forgotten(patch: Patch) -> None:
+    """By an egress that is restarted."""
+    new = LinkReceiver._new_reassembler
+    patch.setattr(LinkReceiver, "_new_reassembler", lambda self, number, lost=(), ahead=(): new(self, number, lost))
+
+
+def what_is_delivered_ahead_is_not_remembered_as_such(patch: Patch) -> None:
+    """So that its repeat is delivered too."""
+
+    def forget(self: Reassembler, number: int, ahead: Any) -> None: ...
+
+    patch.setattr(Reassembler, "_note_ahead", forget)
+
+
 # -- security.md ----------------------------------------------------------------------------------------------
 
 

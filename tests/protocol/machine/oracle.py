@@ -161,7 +161,7 @@ class EgressLimits:
 
     link_id: int
     interruption_timeout_s: float
-    reorder_timeout_s: float
+    hold_s: float
     reassembly_bytes_max: int
     message_bytes_max: int
     sequence_window: int
@@ -169,7 +169,19 @@ class EgressLimits:
     messages_held_max: int
     positions_tracked_max: int
     lost_ranges_max: int
+    available: bool = False
+    """`order = "available"`"""
     sealed: bool = False
+
+
+@attrs.frozen
+class Ahead:
+    """What is known of a message that was delivered before earlier ones; no runs if it was damaged."""
+
+    first_record: int
+    record_count: int
+    runs: tuple[PlainRun, ...]
+    damaged: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -184,6 +196,8 @@ class Stored:
     lost: frozenset[int] = frozenset()
     """Messages of the session that the journal has as lost."""
     joined_at: int = 0
+    ahead: Mapping[int, Ahead] = attrs.field(factory=dict)
+    """Messages from `next_message` on that were delivered."""
 
 
 @attrs.define
@@ -289,6 +303,7 @@ class ReceiverOracle:
         self.late: OrderedDict[int, _Incomplete] = OrderedDict()
         """What has arrived of them; the one to which a symbol was added longest ago first."""
         self.joined_at = 0
+        self.ahead: dict[int, Ahead] = {}
         self.records_seen = 0
         self.positions: OrderedDict[StreamPartition, tuple[int, int, int]] = OrderedDict(
             stored.positions if stored else {}
@@ -315,6 +330,11 @@ class ReceiverOracle:
         return sum(self.charge(m.cut) for m in self.held.values())
 
     @property
+    def ahead_bytes(self) -> int:
+        """As the implementation counts it."""
+        return sum(256 + 256 * len(message.runs) for message in self.ahead.values())
+
+    @property
     def late_bytes(self) -> int:
         return sum(self.charge(m.cut) for m in self.late.values())
 
@@ -328,7 +348,7 @@ class ReceiverOracle:
         if self.unverified_heard is not None:
             timers.append((self.unverified_heard + self.timeout, "unverified"))
         if self.next in self.late_since:
-            timers.append((self.late_since[self.next] + self.limits.reorder_timeout_s, "reorder"))
+            timers.append((self.late_since[self.next] + self.limits.hold_s, "reorder"))
         return min(timers, default=None)
 
     # -- time -------------------------------------------------------------------------------------------------
@@ -533,6 +553,8 @@ class ReceiverOracle:
         )
         if stored is not None:
             self.lost, self.joined_at = set(stored.lost), stored.joined_at
+            self.ahead = {number: ahead for number, ahead in stored.ahead.items() if number >= self.next}
+            self._settle_ahead()
         sent_before = said.messages_sent if said else d.message
         self._settle_below(sent_before, "while_away" if self.stored else "before_join")
         if self.stored is None:
@@ -552,7 +574,7 @@ class ReceiverOracle:
         self.next = self.known_sent = self.remembers_since = next_message
         self.late_since = {}
         self.held = {}
-        self.lost, self.late, self.joined_at = set(), OrderedDict(), 0
+        self.lost, self.late, self.joined_at, self.ahead = set(), OrderedDict(), 0, {}
         self.records_seen = records_seen
 
     def _raise_conflict(self) -> None:
@@ -608,6 +630,8 @@ class ReceiverOracle:
             self._sent_below(d.message + 1)  # this one is missing for good
             return "over_limit"
         self._sent_below(d.message)
+        if d.message in self.ahead:
+            return "not_needed"
         message = self.held.get(d.message)
         if message is not None and message.cut != cut:
             return "inconsistent_message"
@@ -619,7 +643,45 @@ class ReceiverOracle:
             return "not_needed"
         message.add(d.symbol, payload)
         self._deliver_ready()
+        if self.limits.available:
+            self._deliver_ahead(d.message)
         return None
+
+    def _deliver_ahead(self, number: int) -> None:
+        """GC-DLV-35."""
+        symbols = self.held.get(number)
+        if symbols is None or not symbols.complete:
+            return
+        del self.held[number]
+        message = Message.open(symbols.bytes())
+        if message is None:
+            self.ahead[number] = Ahead(0, 0, (), damaged=True)
+        else:
+            self.messages_rebuilt += symbols.missing > 0
+            self.symbols_rebuilt += symbols.missing
+            head = (self.session, number, message.first_record, message.record_count, message.runs)
+            self._tell("ahead", *head, self._before(message), message.body)
+            self.ahead[number] = Ahead(message.first_record, message.record_count, message.runs)
+        while self.ahead and self.held_bytes + self.ahead_bytes + self.late_bytes > self.limits.reassembly_bytes_max:
+            self._give_way()
+
+    def _before(self, message: Message) -> dict[StreamPartition, int]:
+        """Up to which position the records of this message were delivered by an earlier session."""
+        already: dict[StreamPartition, int] = {}
+        for stream, partition, previous, first, _, count, _, continues, chain in message.runs:
+            session, of_chain, delivered = self.positions.get((stream, partition), (0, 0, -1))
+            same_chain = session == self.session and of_chain == chain
+            if session and previous != -1 and (same_chain or continues) and count and delivered >= first:
+                already[stream, partition] = delivered
+        return already
+
+    def _give_way(self) -> None:
+        """What is lost is forgotten, or the next message is given up."""
+        if self.late:
+            self.late.popitem(last=False)
+        else:
+            self._give_up_next("overflow")
+            self._deliver_ready()
 
     def _late_symbol(self, d: Datagram, cut: tuple[int, ...], size: int, payload: bytes) -> str | None:
         """GC-DLV-31, GC-DLV-32."""
@@ -628,7 +690,8 @@ class ReceiverOracle:
         message = self.late.get(d.message)
         if message is None:
             limits = self.limits
-            if self.held_bytes + size > limits.reassembly_bytes_max or len(self.held) >= limits.messages_held_max:
+            bytes_owed, owed = self.held_bytes + self.ahead_bytes, len(self.held) + len(self.ahead)
+            if bytes_owed + size > limits.reassembly_bytes_max or owed >= limits.messages_held_max:
                 return "over_limit"
             while not self._room_for(size):
                 self.late.popitem(last=False)
@@ -658,18 +721,14 @@ class ReceiverOracle:
 
     def _room_for(self, size: int) -> bool:
         return (
-            self.held_bytes + self.late_bytes + size <= self.limits.reassembly_bytes_max
-            and len(self.held) + len(self.late) < self.limits.messages_held_max
+            self.held_bytes + self.ahead_bytes + self.late_bytes + size <= self.limits.reassembly_bytes_max
+            and len(self.held) + len(self.ahead) + len(self.late) < self.limits.messages_held_max
         )
 
     def _make_room(self, number: int, size: int) -> bool:
         """Room for a new message (GC-DLV-9); False when that message itself had to be given up."""
-        while (self.held or self.late) and not self._room_for(size):
-            if self.late:  # what is lost gives way
-                self.late.popitem(last=False)
-                continue
-            self._give_up_next("overflow")
-            self._deliver_ready()
+        while (self.held or self.late or self.ahead) and not self._room_for(size):
+            self._give_way()
             if number < self.next:
                 return False
         return True
@@ -704,7 +763,10 @@ class ReceiverOracle:
                 number += 1
 
     def _deliver_ready(self) -> None:
-        while self.next in self.held and self.held[self.next].complete:
+        while True:
+            self._settle_ahead()
+            if self.next not in self.held or not self.held[self.next].complete:
+                return
             number, self.next = self.next, self.next + 1
             symbols = self.held.pop(number)
             message = Message.open(symbols.bytes())
@@ -727,6 +789,20 @@ class ReceiverOracle:
                 message.body,
             )
 
+    def _settle_ahead(self) -> None:
+        """What was delivered ahead has its turn."""
+        while self.next in self.ahead:
+            number, self.next = self.next, self.next + 1
+            ahead = self.ahead.pop(number)
+            if ahead.damaged:
+                self._tell("lost", self.session, number, number, "damaged")
+                continue
+            self._account_announced(number)
+            self._account_records(ahead.first_record)
+            self.records_seen = ahead.first_record + ahead.record_count
+            self._chain(number, Message(BATCH, ahead.first_record, ahead.record_count, ahead.runs, b""))
+            self._tell("settled", self.session, number, self.records_seen)
+
     def _chain(self, number: int, message: Message) -> dict[StreamPartition, int]:
         """The table of spec/delivery.md, "Positions"; what was delivered before, by stream partition."""
         already: dict[StreamPartition, int] = {}
@@ -741,6 +817,8 @@ class ReceiverOracle:
         for place, run in enumerate(message.runs):
             stream, partition, _, _, last, _, _, _, chain = run
             session, of_chain, delivered = self.positions.get((stream, partition), (0, 0, -1))
+            if not session and chain < self.remembers_since:
+                continue  # nobody knows how far it was delivered
             passed = of_chain > chain or (of_chain == chain and delivered >= last)
             if session == self.session and passed:
                 judged[stream, partition] = max(last, judged.get((stream, partition), -1))

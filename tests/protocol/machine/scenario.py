@@ -21,6 +21,7 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True):
     burst_max: int = 64
     repair_share: int = 0
     sealed: bool = False
+    available: bool = False
 
 
 class Scenario(msgspec.Struct, forbid_unknown_fields=True):

@@ -25,7 +25,7 @@ from tests.protocol.machine.world import (
 LIMITS = EgressLimits(
     link_id=LINK_ID,
     interruption_timeout_s=1.0,
-    reorder_timeout_s=0.25,
+    hold_s=0.25,
     reassembly_bytes_max=1_000,
     message_bytes_max=2_000,
     sequence_window=SEQUENCE_WINDOW,

@@ -50,6 +50,10 @@ USUAL_SHARES = {
     "UnverifiedDetected": 0.06,
     "UnverifiedCleared": 0.06,
     "dropped not_needed": 0.2,
+    "repeated": 0.4,
+    "delivered late": 0.3,
+    "found late": 0.2,
+    "delivered ahead": 0.3,
 }
 """In which share of the runs something usually happens. A search that no longer gets there would find nothing there."""
 
@@ -62,7 +66,8 @@ USUAL_SHARES = {
     "GC-SESS-2", "GC-SESS-3", "GC-SESS-4", "GC-SESS-5", "GC-SESS-6", "GC-SESS-7", "GC-SESS-8", "GC-SESS-9",
     "GC-SESS-10", "GC-SESS-11", "GC-SESS-12", "GC-SESS-13",
     "GC-DLV-2", "GC-DLV-3", "GC-DLV-4", "GC-DLV-5", "GC-DLV-6", "GC-DLV-7", "GC-DLV-8", "GC-DLV-9", "GC-DLV-10",
-    "GC-DLV-11", "GC-DLV-12", "GC-DLV-13", "GC-DLV-14", "GC-DLV-15", "GC-DLV-17",
+    "GC-DLV-11", "GC-DLV-12", "GC-DLV-13", "GC-DLV-14", "GC-DLV-15", "GC-DLV-17", "GC-DLV-31", "GC-DLV-32", "GC-DLV-33",
+    "GC-DLV-34", "GC-DLV-35", "GC-DLV-36",
     "GC-FEC-1", "GC-FEC-2", "GC-FEC-3", "GC-FEC-4", "GC-FEC-5",
     "GC-SESS-16", "GC-SEC-1", "GC-SEC-2", "GC-SEC-3", "GC-SEC-4", "GC-SEC-6", "GC-SEC-8",
     "GC-TIME-1", "GC-TIME-2", "GC-TIME-3", "GC-TIME-4",

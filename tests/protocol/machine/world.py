@@ -45,7 +45,7 @@ TIMEOUT_TICKS = 48
 """The interruption timeout that ingresses announce."""
 OWN_TIMEOUT_TICKS = 64
 """The interruption timeout of the egress, until an ingress announces another."""
-REORDER_TICKS = 16
+HOLD_TICKS = 16
 SENT_MESSAGE_BYTES_MAX = 40_000
 
 # Small enough to be met now and then.
@@ -127,6 +127,7 @@ class World:
         burst_max: How many equal datagrams the egress is given in one burst at the most.
         repair_share: Repair symbols that the ingresses send, in hundredths of a percent.
         sealed: Whether the link is sealed.
+        available: Whether the egress delivers messages as soon as they are whole.
         mark: Called with the name of each noteworthy thing that happens.
     """
 
@@ -138,6 +139,7 @@ class World:
         burst_max: int = 64,
         repair_share: int = 0,
         sealed: bool = False,
+        available: bool = False,
         mark: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.steps: list[Step] = []
@@ -158,7 +160,7 @@ class World:
         self._limits = EgressLimits(
             link_id=LINK_ID,
             interruption_timeout_s=OWN_TIMEOUT_TICKS * TICK_S,
-            reorder_timeout_s=REORDER_TICKS * TICK_S,
+            hold_s=HOLD_TICKS * TICK_S,
             reassembly_bytes_max=reassembly_bytes_max,
             message_bytes_max=message_bytes_max,
             sequence_window=SEQUENCE_WINDOW,
@@ -166,6 +168,7 @@ class World:
             messages_held_max=MESSAGES_HELD_MAX,
             positions_tracked_max=POSITIONS_TRACKED_MAX,
             lost_ranges_max=LOST_RANGES_MAX,
+            available=available,
             sealed=sealed,
         )
         self._secrets = {1: SECRETS[1], 2: SECRETS[2]} if sealed else None
@@ -400,8 +403,13 @@ class World:
         self._ledger.accept(count)
         took = self._ledger.tracker.take()
         if took is not None:
-            before = dict(self._saved.positions) if self._saved else {}
-            self._saved = attrs.evolve(took, positions=before | dict(took.positions))
+            before = self._saved
+            ahead = before.ahead if before is not None and before.epoch == took.epoch else ()
+            self._saved = attrs.evolve(
+                took,
+                positions=(dict(before.positions) if before else {}) | dict(took.positions),
+                ahead=tuple(each for each in (*ahead, *took.ahead) if each.number >= took.next_message),
+            )
 
     @operation
     def restart_egress(self, *, keep: bool, in_order: bool, away_ticks: int) -> None:
