@@ -18,7 +18,7 @@ import re
 import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import attrs
 import msgspec
@@ -26,7 +26,7 @@ import msgspec
 from gapconn.errors import GapconnError
 from gapconn.journal import Entry, Place
 from gapconn.protocol.envelope import Span
-from gapconn.ranges import RangeSet
+from gapconn.ranges import Range, RangeSet
 from gapconn.store.journal import facts
 
 FORMAT: Final = "gapconn-gaps"
@@ -55,6 +55,15 @@ class BundleError(GapconnError):
         self.problems = list(problems)
 
 
+class Lost(NamedTuple):
+    """Messages of a session that are missing."""
+
+    epoch: int
+    first: int
+    last: int
+    """Included."""
+
+
 @attrs.frozen(kw_only=True)
 class Bundle:
     """What is missing on a link."""
@@ -63,10 +72,16 @@ class Bundle:
     link_id: int
     spans: Sequence[Span]
     """By stream, partition and position."""
+    messages: Sequence[Lost] = ()
+    """By session and number: for a source side that sends messages again, and not records by their position."""
 
 
 def bundle_of(link: str, link_id: int, entries: Iterable[Entry]) -> Bundle:
-    """All positions of records that these entries have open; bytes of streams are left out, nobody can ask for them."""
+    """All positions of records, and messages, that these entries have open.
+
+    Bytes of streams are left out, nobody can ask for them.
+    """
+    entries = [entry for entry in entries if entry.open]
     places: dict[Place, RangeSet] = {}
     for entry in entries:
         for place, ranges in entry.missing.items():
@@ -77,7 +92,12 @@ def bundle_of(link: str, link_id: int, entries: Iterable[Entry]) -> Bundle:
         for stream, partition in sorted((s, p) for s, p in places if p is not None)
         for first, last in places[stream, partition]
     ]
-    return Bundle(link=link, link_id=link_id, spans=spans)
+    sessions: dict[int, RangeSet] = {}
+    for entry in entries:
+        for first, last in entry.messages_missing:
+            sessions.setdefault(entry.epoch, RangeSet()).add(first, last)
+    messages = tuple(Lost(epoch, *each) for epoch in sorted(sessions) for each in sessions[epoch])
+    return Bundle(link=link, link_id=link_id, spans=spans, messages=messages)
 
 
 # JSON
@@ -92,6 +112,7 @@ def as_json(bundle: Bundle, entries: Iterable[Entry]) -> str:
         "link_id": bundle.link_id,
         "exported_ms": time.time_ns() // 1_000_000,
         "missing": [[span.stream, span.partition, span.first, span.last] for span in bundle.spans],
+        "missing_messages": [list(each) for each in bundle.messages],
         "entries": [facts(entry) for entry in entries],
     }
     return json.dumps(content, indent=2, ensure_ascii=False)
@@ -114,19 +135,22 @@ def _of_json(text: str) -> Bundle:
     if content.get("format") != FORMAT or content.get("version") != VERSION:
         raise BundleError([f"not a list of missing records of version {VERSION}, as gapconn gaps export writes it"])
     try:
-        return _checked(content["link"], content["link_id"], content["missing"])
+        return _checked(content["link"], content["link_id"], content["missing"], content.get("missing_messages", []))
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError([f"the list is damaged: {error!r}"]) from error
 
 
-def _checked(link: Any, link_id: Any, missing: Any) -> Bundle:
+def _checked(link: Any, link_id: Any, missing: Any, messages: Any) -> Bundle:
+    lost = tuple(Lost(*(int(number) for number in each)) for each in messages)
     spans = [msgspec.convert(each, Span) for each in missing]
     if not isinstance(link, str) or not isinstance(link_id, int):
         raise ValueError("the link is not named")
     wrong = next((span for span in spans if span.first > span.last or span.count or span.gone), None)
     if wrong is not None:
         raise ValueError(f"not a range: {wrong}")
-    return Bundle(link=link, link_id=link_id, spans=spans)
+    if any(each.epoch < 1 or not 0 <= each.first <= each.last for each in lost):
+        raise ValueError("not a range of messages")
+    return Bundle(link=link, link_id=link_id, spans=spans, messages=lost)
 
 
 # Lines
@@ -173,7 +197,13 @@ def _packed(bundle: Bundle) -> bytes:
             streams[-1][1].append([span.partition, []])
         streams[-1][1][-1][1] += [span.first - position, span.last - span.first]
         position = span.last
-    plain = msgspec.msgpack.encode([VERSION, bundle.link, bundle.link_id, streams])
+    sessions: dict[int, list[int]] = {}
+    for lost in bundle.messages:
+        numbers = sessions.setdefault(lost.epoch, [])
+        begin = sum(numbers)
+        numbers += [lost.first - begin, lost.last - lost.first]
+    content: list[Any] = [VERSION, bundle.link, bundle.link_id, streams]
+    plain = msgspec.msgpack.encode([*content, list(sessions.items())] if sessions else content)
     deflated = zlib.compress(plain, 9)
     return b"\1" + deflated if len(deflated) < len(plain) else b"\0" + plain
 
@@ -185,17 +215,26 @@ def _unpacked(content: bytes) -> Bundle:
         plain = inflater.decompress(plain, PLAIN_BYTES_MAX)
         if not inflater.eof:
             raise ValueError("too long")
-    version, link, link_id, streams = msgspec.msgpack.decode(plain)
+    version, link, link_id, streams, *more = msgspec.msgpack.decode(plain)
     if version != VERSION:
         raise ValueError(f"written by another version of gapconn ({version})")
     missing = []
     for stream, partitions in streams:
         for partition, numbers in partitions:
-            position = 0
-            for gap, more in zip(numbers[::2], numbers[1::2], strict=True):
-                missing.append([stream, partition, position + gap, position + gap + more])
-                position += gap + more
-    return _checked(link, link_id, missing)
+            for first, last in _undone(numbers):
+                missing.append([stream, partition, first, last])
+    messages = [
+        [epoch, first, last] for epoch, numbers in (more[0] if more else ()) for first, last in _undone(numbers)
+    ]
+    return _checked(link, link_id, missing, messages)
+
+
+def _undone(numbers: Sequence[int]) -> Iterable[Range]:
+    """Ranges of the differences to what was before: to the end of the range before, and to the begin of this one."""
+    position = 0
+    for gap, length in zip(numbers[::2], numbers[1::2], strict=True):
+        yield position + gap, position + gap + length
+        position += gap + length
 
 
 def _of_lines(text: str) -> Bundle:

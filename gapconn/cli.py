@@ -338,7 +338,8 @@ def resend(
     if (gaps_file is None) == (None in times) or (gaps_file is not None and any(times)):
         raise click.UsageError("give either --gaps, or --topic with --from and --to")
     pair = _pair_of(file, "ingress")
-    problem = cannot_resend(pair.source.type if pair.source else "")
+    buffered = pair.repeat_buffer is not None and gaps_file is not None
+    problem = cannot_resend(pair.source.type if pair.source else "", buffered=buffered)
     if problem is not None:
         _print_problems([f"{file}: source.type: {problem}"])
         sys.exit(EXIT_USAGE)

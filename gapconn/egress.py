@@ -34,7 +34,7 @@ from gapconn.protocol.receiver import LinkReceiver, Progress
 from gapconn.protocol.registry import LossCause
 from gapconn.protocol.security import Keys
 from gapconn.protocol.wire import Burst, Slab
-from gapconn.repair import claims_of
+from gapconn.repair import claims_of, opened_copy
 from gapconn.sink_queue import SinkQueue
 from gapconn.sinks import Reached, Sink
 from gapconn.store.journal import Changes
@@ -335,6 +335,9 @@ class Egress:
         if not (message.late or message.ahead):
             self.events.accounted(message.epoch)
         accept = self.progress.expect(message)
+        if message.copies:
+            self.events.source_has_no_more_messages(copy for copy in message.copies if copy.gone)
+            message = opened_copy(message, self.journal)
         if message.spans or message.late or self.journal.is_lost(message.epoch, message.number):
             message = self._claim(message)
         if not message.body and not message.record_count:  # it only told positions, or that there were no records

@@ -11,7 +11,7 @@ import attrs
 from structlog.typing import FilteringBoundLogger
 
 from gapconn.journal import Journal
-from gapconn.protocol.envelope import Span
+from gapconn.protocol.envelope import Copy, Span
 from gapconn.protocol.events import (
     ConflictCleared,
     ConflictDetected,
@@ -320,6 +320,8 @@ class EventLog:
             self.journal.came_late(epoch, number, _now_ms())
         if claimed:
             self.journal.repaired(claimed, _now_ms(), late=late)
+        if late:
+            self.journal.settle_gone(epoch, _now_ms())
 
     def accounted(self, epoch: int) -> None:
         """All records of the session that were lost so far have been told."""
@@ -339,6 +341,12 @@ class EventLog:
             self.journal.is_gone(span, _now_ms())
             gone = self._gather("error", "records_gone", stream=span.stream, partition=span.partition, reason=span.gone)
             gone.add(span.first, span.last)
+
+    def source_has_no_more_messages(self, copies: Iterable[Copy]) -> None:
+        """The source side says that it has these messages no more: they will never come (GC-RPR-10)."""
+        for copy in copies:
+            self.journal.is_gone_of(copy, _now_ms())
+            self._gather("error", "messages_gone", epoch=copy.epoch, reason=copy.gone).add(copy.first, copy.last)
 
     def close_by_hand(self, numbers: Iterable[int], reason: str) -> None:
         """Somebody wants these entries closed."""

@@ -174,7 +174,7 @@ def wanted_of(pair: Pair, text: str, *, again: bool) -> Wanted:
             f"this list is of link {bundle.link!r} (id {bundle.link_id}), and not of link {pair.link.name!r} (id"
             f" {pair.link.id}): give the configuration of that link"
         )
-    return Wanted(spans=bundle.spans, again=again)
+    return Wanted(spans=bundle.spans, messages=bundle.messages, again=again)
 
 
 def wanted_between(stream: str, from_ms: int, to_ms: int, *, again: bool) -> Wanted:
@@ -216,9 +216,15 @@ def summary(progress: ResendProgress) -> str:
     words = [progress.state]
     if progress.positions_wanted:
         words.append(f"{progress.positions} of {progress.positions_wanted} positions settled")
-    words.append(f"{progress.records} records sent")
+    if progress.messages_wanted:
+        words.append(f"{progress.messages_repeated} of {progress.messages_wanted} messages sent")
+    else:
+        words.append(f"{progress.records} records sent")
     if gone:
         words.append(f"{gone} positions gone")
+    messages_gone = sum(last - first + 1 for _, first, last, _ in progress.messages_gone)
+    if messages_gone:
+        words.append(f"{messages_gone} messages gone")
     return ", ".join(words)
 
 
@@ -227,6 +233,9 @@ def report(progress: ResendProgress) -> list[str]:
     lines = [summary(progress)]
     lines += [
         f"gone: {stream}/{partition} {first}-{last}: {why}" for stream, partition, first, last, why in progress.gone
+    ]
+    lines += [
+        f"gone: messages {first}-{last} of session {epoch}: {why}" for epoch, first, last, why in progress.messages_gone
     ]
     lines += [f"not sent: {problem}" for problem in progress.problems]
     return lines

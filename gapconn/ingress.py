@@ -30,7 +30,7 @@ from gapconn.offload import run_long
 from gapconn.pauses import Pauses
 from gapconn.plugins import Context
 from gapconn.protocol.compression import Compressor
-from gapconn.protocol.envelope import MESSAGE_OVERHEAD_BYTES, Run, Span
+from gapconn.protocol.envelope import MESSAGE_OVERHEAD_BYTES, Copy, Run, Span
 from gapconn.protocol.registry import Compression
 from gapconn.protocol.security import Keys
 from gapconn.protocol.sender import LinkSender
@@ -62,6 +62,15 @@ class _Queued:
     on_sent: Callable[[], None] | None
     spans: Sequence[Span] = ()
     """What a repair settles."""
+    copies: Sequence[Copy] = ()
+    """What a copy settles."""
+    copied: memoryview | None = None
+    """The message that is copied; None if those are gone."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is to be sent."""
+        return self.batch is None and not self.spans and not self.copies
 
 
 @attrs.frozen
@@ -162,6 +171,8 @@ class Ingress:
         self._resending = trio.CancelScope()
         self._repairs_in = self._batches_in
         self.repeats = repeats
+        if resends is not None:
+            resends.repeats = repeats
         if repeats is not None:
             core.keep = repeats.keep
         self._repeating = trio.CancelScope()
@@ -207,6 +218,10 @@ class Ingress:
     async def send_repair(self, batch: Batch | None, spans: Sequence[Span], on_sent: Callable[[], None]) -> None:
         """Take a repair; `on_sent` is called when the kernel has it."""
         await self._repairs_in.send(_Queued(batch, on_sent, spans))
+
+    async def send_copy(self, copies: Sequence[Copy], message: memoryview | None, on_sent: Callable[[], None]) -> None:
+        """Take a message of an earlier session, or which ones are gone; `on_sent` is called when the kernel has it."""
+        await self._repairs_in.send(_Queued(None, on_sent, copies=copies, copied=message))
 
     async def flush_repairs(self) -> None:
         """Wait until the kernel has taken every repair so far."""
@@ -284,10 +299,13 @@ class Ingress:
     async def fragmenter(self) -> None:
         """Make messages of batches and bursts of messages; behind the last one, end the session."""
         async for queued in self._batches_out:
-            if queued.batch is None and not queued.spans:
+            if queued.empty:
                 await self._volleys_in.send(_Volley([], pooled=False, on_sent=queued.on_sent))
                 continue
-            self._compose(queued.batch, await self._compress(queued.batch), queued.spans)
+            if queued.copies:
+                self._compose_copy(queued)
+            else:
+                self._compose(queued.batch, await self._compress(queued.batch), queued.spans)
             while left := self.core.bursts_left:
                 slabs = [await self._pool.take() for _ in range(min(left, self._volley_bursts))]
                 bursts = [burst for slab in slabs if (burst := self.core.next_burst(slab)) is not None]
@@ -372,6 +390,10 @@ class Ingress:
             raise SourceError(
                 f"{error}: raise link.message_bytes_max at both ends, or lower the source's batch"
             ) from error
+
+    def _compose_copy(self, queued: _Queued) -> None:
+        """Make a message of an earlier session the next one."""
+        self.core.compose_copy(list(queued.copies), queued.copied or b"", trio.current_time())
 
     async def _compress(self, batch: Batch | None) -> bytes | None:
         """The compressed body of `batch`, with `_plain` as what was compressed; None if it is to cross as it is."""

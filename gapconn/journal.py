@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 
 import attrs
 
-from gapconn.protocol.envelope import Span
+from gapconn.protocol.envelope import Copy, Span
 from gapconn.protocol.events import MessageDelivered, MessagesLost, RecordsLost, RecordsMissing
 from gapconn.protocol.registry import LossCause
 from gapconn.ranges import Range, RangeSet
@@ -52,6 +52,8 @@ class Entry:
     messages: RangeSet = attrs.field(factory=RangeSet)
     late: RangeSet = attrs.field(factory=RangeSet)
     """Of the messages, those that came late and reached the sink."""
+    messages_gone: RangeSet = attrs.field(factory=RangeSet)
+    """Of the messages, those that the source side has no more."""
     missing: dict[Place, RangeSet] = attrs.field(factory=dict)
     """Positions that are open; of an entry that was closed by hand, those that were."""
     repaired: dict[Place, RangeSet] = attrs.field(factory=dict)
@@ -72,12 +74,13 @@ class Entry:
     def ranges(self) -> int:
         """How many ranges it has."""
         places = (*self.missing.values(), *self.repaired.values(), *self.gone.values())
-        return len(self.messages) + len(self.late) + sum(map(len, places))
+        return len(self.messages) + len(self.late) + len(self.messages_gone) + sum(map(len, places))
 
     @property
     def messages_missing(self) -> RangeSet:
-        """The messages that did not come late."""
-        return RangeSet(gap for each in self.messages for gap in self.late.gaps(*each))
+        """The messages that did not come late, and are not gone."""
+        settled = RangeSet([*self.late, *self.messages_gone])
+        return RangeSet(gap for each in self.messages for gap in settled.gaps(*each))
 
 
 class Journal:
@@ -350,10 +353,47 @@ class Journal:
                 continue
             entry.late.add(number, number)
             self._change(entry)
-            if not entry.missing and entry.late == entry.messages:
-                entry.reason = LATE
+            if not entry.missing and not entry.messages_missing:
+                entry.reason = entry.reason if entry.messages_gone else LATE
                 self._unproven.pop(entry.number, None)
-                self._close(entry, "unrecoverable" if entry.gone else "repaired", now_ms)
+                self._close(entry, "unrecoverable" if entry.gone or entry.messages_gone else "repaired", now_ms)
+
+    def is_gone_of(self, copy: Copy, now_ms: int) -> None:
+        """The source side has these messages no more (GC-RPR-10)."""
+        for entry in [each for each in self.open_entries if each.epoch == copy.epoch]:
+            gone = [part for each in entry.messages.within(copy.first, copy.last) for part in entry.late.gaps(*each)]
+            for part in gone:
+                entry.messages_gone.add(*part)
+            if gone:
+                entry.reason = copy.gone
+                self._change(entry)
+        self.settle_gone(copy.epoch, now_ms)
+
+    def settle_gone(self, epoch: int, now_ms: int) -> None:
+        """Close the entries of which all messages came late or are gone: the positions left were in those."""
+        for entry in [each for each in self.open_entries if each.epoch == epoch]:
+            if not entry.messages_gone or entry.messages_missing:
+                continue
+            for place, ranges in list(entry.missing.items()):
+                self._settle(place, list(ranges), now_ms, gone=entry.reason)
+            if entry.open:
+                self._unproven.pop(entry.number, None)
+                self._close(entry, "unrecoverable", now_ms)
+
+    def wants(self, epoch: int, number: int) -> bool:
+        """Whether this message is lost, and was neither mended nor given up since."""
+        entries = (each for each in self.open_entries if each.epoch == epoch)
+        return any(each.messages_missing.within(number, number) for each in entries)
+
+    def knows(self, epoch: int, stream: str, partition: int, first: int, last: int) -> bool:
+        """Whether it was said of positions between these, in this session, that they are missing, or were."""
+        return any(
+            ranges.within(first, last)
+            for entry in self
+            if entry.epoch == epoch
+            for places in (entry.missing, entry.repaired, entry.gone)
+            if (ranges := places.get((stream, partition))) is not None
+        )
 
     def has_come_late(self, epoch: int, number: int) -> bool:
         """Whether this message was lost and then reached the sink."""
@@ -408,9 +448,9 @@ class Journal:
             done = (entry.gone if gone else entry.repaired).setdefault(place, RangeSet())
             for part in found:
                 done.add(*part)
-            entry.reason = gone or reason or entry.reason
+            entry.reason = gone or (not entry.messages_gone and reason) or entry.reason
             if not entry.missing:
-                self._close(entry, "unrecoverable" if entry.gone else "repaired", now_ms)
+                self._close(entry, "unrecoverable" if entry.gone or entry.messages_gone else "repaired", now_ms)
             self._change(entry)
 
     def _close(self, entry: Entry, outcome: str, now_ms: int) -> None:

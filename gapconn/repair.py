@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import attrs
+
 from gapconn.journal import Journal
 from gapconn.protocol.envelope import Run
 from gapconn.protocol.events import MessageDelivered
 from gapconn.protocol.positions import NO_POSITION
+from gapconn.protocol.registry import MessageKind
 from gapconn.ranges import Range
 from gapconn.record import Batch, Chunk, Records
 
@@ -28,6 +31,33 @@ def claims_of(message: MessageDelivered, journal: Journal) -> Claims:
         if ranges:
             claims[stream, partition] = claims.get((stream, partition), ()) + ranges
     return claims
+
+
+def opened_copy(message: MessageDelivered, journal: Journal) -> MessageDelivered:
+    """The message of an earlier session that is in this copy, as one that comes late, if it is wanted; else nothing.
+
+    Of records whose positions the journal knows, those that it has open are taken; all of those that it does not know.
+    """
+    inner = message.copied
+    copy = message.copies[0]
+    if inner is None or not journal.wants(copy.epoch, copy.first):
+        return attrs.evolve(message, body=memoryview(b""), copies=())
+    known = [run for run in inner.runs if journal.knows(copy.epoch, run.stream, run.partition, run.first, run.last)]
+    nothing = inner.kind is MessageKind.COPY
+    return MessageDelivered(
+        epoch=copy.epoch,
+        number=copy.first,
+        first_record=inner.first_record,
+        record_count=inner.record_count,
+        runs=inner.runs,
+        already_delivered={(run.stream, run.partition): _HIGHEST - 1 for run in known},
+        positions={},
+        body=memoryview(b"") if nothing else inner.body,
+        compression=inner.compression,
+        plain_bytes=inner.plain_bytes,
+        spans=tuple(inner.spans),
+        late=True,
+    )
 
 
 def _settled_by(message: MessageDelivered) -> Iterator[tuple[str, int, int, int]]:

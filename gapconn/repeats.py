@@ -131,7 +131,7 @@ class Repeats:
     def __init__(self, buffer: RepeatBuffer, link: Link, *, epoch: int, log: FilteringBoundLogger) -> None:
         self.buffer = buffer
         self.counters = RepeatCounters()
-        self._epoch = epoch
+        self.epoch = epoch
         self._log = log
         self._throttled = ThrottledLog(log)
         self._pending: list[tuple[Sent, bytes]] = []
@@ -157,7 +157,7 @@ class Repeats:
         elif size > self.buffer.max_bytes // 2:
             self._not_kept(1, "repeat_buffer.max_bytes is less than two messages")
         else:
-            self._pending.append((Sent(self._epoch, number, time.time(), trio.current_time()), bytes(message)))
+            self._pending.append((Sent(self.epoch, number, time.time(), trio.current_time()), bytes(message)))
             self._pending_bytes += size
             self._some.set()
             if self._pending_bytes >= WRITE_BYTES:

@@ -13,11 +13,13 @@ import attrs
 import trio
 from structlog.typing import FilteringBoundLogger
 
+from gapconn.bundle import Lost
 from gapconn.config import Link, SourceSection
 from gapconn.errors import GapconnError, SourceError
 from gapconn.plugins import Carries, Context
-from gapconn.protocol.envelope import Span
+from gapconn.protocol.envelope import Copy, Span
 from gapconn.record import Batch
+from gapconn.repeats import Repeats
 from gapconn.sources import Outlet
 from gapconn.sources.replay import REPLAYS
 from gapconn.store.resends import ResendFile, ResendProgress, Wanted
@@ -26,6 +28,9 @@ LOOK_INTERVAL_S: Final = 0.5
 """How often the ingress looks whether there is something to send again, and says how far it is."""
 GONE_NAMED_MAX: Final = 100
 PROBLEMS_MAX: Final = 100
+COPIES_MAX: Final = 100
+"""Ranges of messages that are told to be gone in one message."""
+NOT_KEPT: Final = "the repeat buffer of the ingress has it no more"
 
 
 class RepairOutlet(Protocol):
@@ -42,16 +47,20 @@ class RepairOutlet(Protocol):
     async def send_repair(self, batch: Batch | None, spans: Sequence[Span], on_sent: Callable[[], None]) -> None:
         """Send a repair; `on_sent` is called when the kernel has it."""
 
+    async def send_copy(self, copies: Sequence[Copy], message: memoryview | None, on_sent: Callable[[], None]) -> None:
+        """Send a message of an earlier session, or say that some are gone; `on_sent` is called as for a repair."""
+
     async def flush_repairs(self) -> None:
         """Wait until the kernel has taken every repair so far."""
 
 
-def cannot_resend(source_type: str) -> str | None:
-    """Why a source of this type cannot send again; None if it can."""
-    if source_type in REPLAYS.names():
+def cannot_resend(source_type: str, *, buffered: bool = False) -> str | None:
+    """Why a source of this type cannot send again, with a repeat buffer or without; None if it can."""
+    if buffered or source_type in REPLAYS.names():
         return None
     return (
-        f"the source {source_type!r} cannot be read a second time; these can: {', '.join(REPLAYS.names())}. Have the"
+        f"the source {source_type!r} cannot be read a second time, and there is no [repeat_buffer] that would have kept"
+        f" what was sent; these can: {', '.join(REPLAYS.names())}. Have the"
         " data sent once more by whoever sent it, and close the entries at the egress (gapconn gaps close)"
     )
 
@@ -60,10 +69,14 @@ class Resends:
     """Takes up the requests of one link, one after the other."""
 
     def __init__(self, file: ResendFile, section: SourceSection, *, link: Link, log: FilteringBoundLogger) -> None:
+        self.repeats: Repeats | None = None
+        """Where messages can be taken from to be sent again."""
         self.idle = trio.Event()
         """There is nothing to be sent again, or there was not."""
         self.records = 0
         """Records handed to the network."""
+        self.messages = 0
+        """Messages sent again from the repeat buffer."""
         self.positions_gone = 0
         """Positions of which the egress was told that they are gone."""
         self.current: int | None = None
@@ -118,6 +131,9 @@ class _Job:
     state: str = "running"
     records: int = 0
     messages: int = 0
+    messages_wanted: int = 0
+    messages_repeated: int = 0
+    messages_gone: list[tuple[int, int, int, str]] = attrs.field(factory=list)
     positions: int = 0
     positions_wanted: int = 0
     gone: list[tuple[str, int, int, int, str]] = attrs.field(factory=list)
@@ -141,6 +157,9 @@ class _Job:
             messages=self.messages,
             positions=self.positions,
             positions_wanted=self.positions_wanted,
+            messages_wanted=self.messages_wanted,
+            messages_repeated=self.messages_repeated,
+            messages_gone=list(self.messages_gone),
             gone=list(self.gone),
             problems=list(self.problems),
         )
@@ -151,24 +170,79 @@ class _Job:
         Raises:
             GapconnError: it cannot.
         """
-        problem = cannot_resend(section.type)
+        by_position = section.type in REPLAYS.names()
+        problem = cannot_resend(section.type, buffered=self.resends.repeats is not None and not self.wanted.between)
         if problem is not None:
             raise SourceError(problem)
-        replay = REPLAYS.load(section.type)(section.config, context)
-        spans = list(self.wanted.spans)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tell)
             try:
-                between = self.wanted.between
-                if between is not None:
-                    spans += await replay.between(between.stream, between.from_ms, between.to_ms)
-                self.positions_wanted = sum(span.last - span.first + 1 for span in spans)
-                await replay.run(spans, self)
+                if by_position:
+                    await self._replay(section, context)
+                elif self.resends.repeats is not None:
+                    await self._repeat(self.resends.repeats)
                 await self.outlet.flush_repairs()
             except GapconnError as error:  # not in a group: it is told in one line
                 self.problems.append(str(error))
             nursery.cancel_scope.cancel()
         self.state = "failed" if self.problems else "done"
+
+    async def _replay(self, section: SourceSection, context: Context) -> None:
+        """Have the source read the records again, by their positions."""
+        replay = REPLAYS.load(section.type)(section.config, context)
+        spans = list(self.wanted.spans)
+        between = self.wanted.between
+        if between is not None:
+            spans += await replay.between(between.stream, between.from_ms, between.to_ms)
+        self.positions_wanted = sum(span.last - span.first + 1 for span in spans)
+        await replay.run(spans, self)
+
+    async def _repeat(self, repeats: Repeats) -> None:
+        """Send the messages again from the repeat buffer: in this session as repeats, of another one as copies."""
+        if self.wanted.spans and not self.wanted.messages:
+            self.cannot_tell("the list names only positions of records, and this source cannot read them again")
+        self.messages_wanted = sum(lost.last - lost.first + 1 for lost in self.wanted.messages)
+        gone: list[Lost] = []
+        for lost in self.wanted.messages:
+            at = lost.first
+            found = repeats.buffer.find(*lost)
+            while (kept := await trio.to_thread.run_sync(next, found, None)) is not None:
+                number = kept.sent.number
+                if number < at:
+                    continue
+                if number > at:
+                    gone.append(Lost(lost.epoch, at, number - 1))
+                at = number + 1
+                if lost.epoch == repeats.epoch:
+                    await repeats.send_again(number, kept.message)
+                    self._repeated()
+                elif len(kept.message) > self.outlet.batch_bytes_max:
+                    self.cannot_tell(
+                        f"message {number} of session {lost.epoch}: {len(kept.message)} bytes are too many to be sent"
+                        " inside of another message: raise link.message_bytes_max at both ends"
+                    )
+                else:
+                    await self.outlet.send_copy([Copy(lost.epoch, number, number)], kept.message, self._repeated)
+            if at <= lost.last:
+                gone.append(Lost(lost.epoch, at, lost.last))
+        for begin in range(0, len(gone), COPIES_MAX):
+            await self._say_gone(gone[begin : begin + COPIES_MAX])
+
+    def _repeated(self) -> None:
+        self.messages += 1
+        self.messages_repeated += 1
+        self.resends.messages += 1
+
+    async def _say_gone(self, gone: Sequence[Lost]) -> None:
+        """Behind what is there: then nothing of it is taken for gone before it arrives."""
+
+        def on_sent() -> None:
+            self.messages += 1
+            room = GONE_NAMED_MAX - len(self.messages_gone)
+            self.messages_gone += [(*lost, NOT_KEPT) for lost in gone[: max(0, room)]]
+
+        copies = [Copy(*lost, NOT_KEPT) for lost in gone]
+        await self.outlet.send_copy(copies, None, on_sent)
 
     async def _tell(self) -> None:
         while True:

@@ -21,7 +21,7 @@ from gapconn.egress import Egress
 from gapconn.ingress import Ingress, burst_datagrams_at
 from gapconn.link.udp import UdpReceiver, UdpSender
 from gapconn.plugins import Carries, Context
-from gapconn.protocol.envelope import Run, Span
+from gapconn.protocol.envelope import Copy, Run, Span
 from gapconn.protocol.receiver import LinkReceiver, ReceiverSettings
 from gapconn.protocol.sender import LinkSender, SenderSettings
 from gapconn.protocol.wire import Burst, Slab
@@ -249,6 +249,9 @@ class Session:
                 interruption_timeout_s=way.interruption_timeout_s,
             )
         )
+        self.kept: dict[int, bytes] = {}
+        """By number: the messages, to be sent again."""
+        self._core.keep = self._keep
         self.start = [datagram for burst in self._core.start(0.0) for datagram in datagrams_of(burst)]
         self._now_s = 0.0
 
@@ -257,7 +260,7 @@ class Session:
         runs = [
             Run(part.stream, part.partition, part.previous, part.positions[0], part.positions[-1], len(part.positions))
             for part in batch.parts
-            if isinstance(part, Records)
+            if isinstance(part, Records) and part.positions
         ]
         return self.message(runs, batch.record_count, lambda buffer, offset: encode_batch(batch, buffer, offset))
 
@@ -300,6 +303,14 @@ class Session:
     def numbers(self, *spans: tuple[int, int]) -> list[bytes]:
         """A message for each span (first, count) of numbers."""
         return [datagram for span in spans for datagram in self.batch(numbers(*span))]
+
+    def copy(self, copies: list[Copy], message: bytes = b"") -> list[bytes]:
+        """A message of an earlier session, or what is gone of it."""
+        self._core.compose_copy(copies, message, self._now_s)
+        return self._datagrams()
+
+    def _keep(self, number: int, message: bytearray) -> None:
+        self.kept[number] = bytes(message)
 
     def heartbeat(self) -> list[bytes]:
         self._now_s += self._core.settings.heartbeat_interval_s

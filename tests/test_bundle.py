@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gapconn.bundle import ALPHABET, Bundle, BundleError, as_code, as_json, as_lines, bundle_of, read_bundle, rows_of
+from gapconn.bundle import (
+    ALPHABET,
+    Bundle,
+    BundleError,
+    Lost,
+    as_code,
+    as_json,
+    as_lines,
+    bundle_of,
+    read_bundle,
+    rows_of,
+)
 from gapconn.journal import Entry
 from gapconn.protocol.envelope import Span
 from gapconn.ranges import RangeSet
@@ -32,12 +43,18 @@ bundles = st.builds(
     lambda entries: bundle_of("a-link", 2**32 - 1, entries),
     st.lists(
         st.builds(
-            lambda places: Entry(number=1, epoch=1, cause="gap", at_ms=0, last_at_ms=0, missing=places),
+            lambda places, epoch, messages: Entry(
+                number=1, epoch=epoch, cause="gap", at_ms=0, last_at_ms=0, missing=places, messages=messages
+            ),
             st.dictionaries(
                 st.tuples(st.text(st.characters(exclude_categories=["Cs"]), max_size=9), st.integers(0, 2**31 - 1)),
                 st.lists(st.tuples(st.integers(0, 2**62), st.integers(0, 10**6)), min_size=1).map(
                     lambda pairs: RangeSet((first, first + more) for first, more in pairs)
                 ),
+            ),
+            st.integers(1, 2**64 - 1),
+            st.lists(st.tuples(st.integers(0, 2**62), st.integers(0, 10**6))).map(
+                lambda pairs: RangeSet((first, first + more) for first, more in pairs)
             ),
         ),
         max_size=3,
@@ -57,6 +74,7 @@ def test_what_is_missing_is_joined_over_all_entries() -> None:
                 Span("orders", 0, 90_000, 91_234),
                 Span("orders", 11, 0, 4),
             ],
+            messages=(Lost(5, 1, 2),),
         )
         == BUNDLE
     )

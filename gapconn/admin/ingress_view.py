@@ -92,6 +92,7 @@ class IngressView:
                 "request": ingress.resends.current if ingress.resends else None,
                 "records": ingress.resends.records if ingress.resends else 0,
                 "positions_gone": ingress.resends.positions_gone if ingress.resends else 0,
+                "messages": ingress.resends.messages if ingress.resends else 0,
             },
             "repeats": self._repeats(),
             "send_stalls": ingress.socket.stalls,

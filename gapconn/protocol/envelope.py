@@ -54,9 +54,21 @@ class Span(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknow
     """Deliver them also where the egress does not miss them."""
 
 
+class Copy(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
+    """Messages of a session that a `copy` message settles (spec/repair.md)."""
+
+    epoch: Annotated[int, msgspec.Meta(ge=1)]
+    first: Annotated[int, msgspec.Meta(ge=0)]
+    last: Annotated[int, msgspec.Meta(ge=0)]
+    """Included."""
+    gone: Annotated[str, msgspec.Meta(max_length=200)] = ""
+    """Why the sender has them no more; empty if the body is the message."""
+
+
 _encode_runs = msgspec.msgpack.Encoder().encode
 _decode_runs = msgspec.msgpack.Decoder(list[Run]).decode
 _decode_spans = msgspec.msgpack.Decoder(list[Span]).decode
+_decode_copies = msgspec.msgpack.Decoder(list[Copy]).decode
 
 
 @attrs.frozen(kw_only=True)
@@ -67,9 +79,13 @@ class Message:
     first_record: int
     record_count: int
     runs: list[Run]
-    """Empty for a repair."""
+    """Empty for a repair and a copy."""
     spans: list[Span]
     """What a repair settles; empty for all other kinds."""
+    copies: list[Copy]
+    """What a copy settles; empty for all other kinds."""
+    copied: Message | None
+    """The message in the body of a copy."""
     body: memoryview
     """A view into the message's bytes: as it crossed, compressed or not."""
     compression: Compression
@@ -83,7 +99,7 @@ def begin_message(
     kind: MessageKind,
     first_record: int,
     record_count: int,
-    runs: list[Run] | list[Span],
+    runs: list[Run] | list[Span] | list[Copy],
     compression: Compression = Compression.NONE,
     plain_bytes: int = 0,
 ) -> int:
@@ -100,8 +116,12 @@ def end_message(buffer: bytearray) -> None:
     buffer += xxh3_64_digest(buffer)
 
 
-def open_message(message: memoryview) -> Message:
+def open_message(message: memoryview, *, nested: bool = False) -> Message:
     """Check and open a whole message (GC-WIRE-11, GC-COMP-2).
+
+    Args:
+        message: All of it.
+        nested: It is in a copy: if it is one itself, what is in it is not looked at.
 
     Raises:
         RemoteProtocolError: the check does not fit, or the envelope is not as specified (reason `damaged`).
@@ -115,9 +135,12 @@ def open_message(message: memoryview) -> Message:
         raise RemoteProtocolError("the message's envelope is malformed", reason="damaged")
     runs: list[Run] = []
     spans: list[Span] = []
+    copies: list[Copy] = []
     try:
         if kind == MessageKind.REPAIR:
             spans = _decode_spans(covered[ENVELOPE_BYTES:body_offset])
+        elif kind == MessageKind.COPY:
+            copies = _decode_copies(covered[ENVELOPE_BYTES:body_offset])
         else:
             runs = _decode_runs(covered[ENVELOPE_BYTES:body_offset])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -127,6 +150,7 @@ def open_message(message: memoryview) -> Message:
         not all(_plausible(kind, run) for run in runs)
         or (kind == MessageKind.POSITIONS and (record_count or compression or body_bytes))
         or (kind == MessageKind.REPAIR and (record_count or not _plausible_repair(spans, body_bytes, compression)))
+        or (kind == MessageKind.COPY and (record_count or compression or not _plausible_copies(copies, body_bytes)))
     ):
         raise RemoteProtocolError("the message's positions contradict themselves", reason="damaged")
     if plain_bytes <= body_bytes if compression else plain_bytes:
@@ -137,6 +161,8 @@ def open_message(message: memoryview) -> Message:
         record_count=record_count,
         runs=runs,
         spans=spans,
+        copies=copies,
+        copied=open_message(covered[body_offset:], nested=True) if copies and body_bytes and not nested else None,
         body=covered[body_offset:],
         compression=Compression(compression),
         plain_bytes=plain_bytes,
@@ -167,3 +193,10 @@ def _plausible_repair(spans: list[Span], body_bytes: int, compression: int) -> b
 
 def _plausible_span(span: Span) -> bool:
     return span.first <= span.last and span.count <= (0 if span.gone else span.last - span.first + 1)
+
+
+def _plausible_copies(copies: list[Copy], body_bytes: int) -> bool:
+    """GC-RPR-8."""
+    if body_bytes:
+        return len(copies) == 1 and copies[0].first == copies[0].last and not copies[0].gone
+    return bool(copies) and all(copy.first <= copy.last and copy.gone for copy in copies)

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import attrs
 
-from gapconn.protocol.envelope import Run, Span
+from gapconn.protocol.envelope import Copy, Message, Run, Span
 from gapconn.protocol.positions import Standing
 from gapconn.protocol.registry import Compression, DropReason, LossCause
 
@@ -139,6 +139,10 @@ class MessageDelivered:
     """What a repair settles; empty for all other messages."""
     late: bool = False
     """Whether it was reported as lost before: it comes out of order."""
+    copies: tuple[Copy, ...] = ()
+    """What a copy settles; empty for all other messages."""
+    copied: Message | None = None
+    """The message of an earlier session that is in a copy."""
     ahead: bool = False
     """Whether earlier messages are still waited for (GC-DLV-35): `MessageSettled` follows."""
     overtaken: bool = False

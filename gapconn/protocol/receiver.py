@@ -707,6 +707,8 @@ class LinkReceiver:
                 compression=message.compression,
                 plain_bytes=message.plain_bytes,
                 spans=tuple(message.spans),
+                copies=tuple(message.copies),
+                copied=message.copied,
                 late=item.late,
                 ahead=item.ahead,
                 overtaken=item.overtaken,

@@ -62,6 +62,7 @@ class MessageKind(IntEnum):
     BATCH = 1
     POSITIONS = 2
     REPAIR = 3
+    COPY = 4
 
 
 class Compression(IntEnum):

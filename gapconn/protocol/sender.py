@@ -9,7 +9,7 @@ import attrs
 
 from gapconn.errors import LocalProtocolError
 from gapconn.protocol.buffers import Workspace
-from gapconn.protocol.envelope import MESSAGE_OVERHEAD_BYTES, Run, Span, begin_message, end_message
+from gapconn.protocol.envelope import MESSAGE_OVERHEAD_BYTES, Copy, Run, Span, begin_message, end_message
 from gapconn.protocol.fec import WHOLE, Codec, NumpyCodec, block_symbols_max, repair_symbols
 from gapconn.protocol.fragmenter import Fragmenter, cut_of
 from gapconn.protocol.positions import SentPositions
@@ -267,6 +267,28 @@ class LinkSender:
         self._last_message_s = self._clock(now_s)
         return number
 
+    def compose_copy(self, copies: list[Copy], message: bytes | memoryview, now_s: float) -> int:
+        """Make the next message of one of an earlier session, or say which messages are gone (GC-RPR-8).
+
+        Args:
+            copies: What it settles: one message, or ranges that are gone.
+            message: The one message, as `keep` was given it; empty if they are gone.
+            now_s: The time.
+
+        Returns:
+            The number of the message.
+
+        Raises:
+            LocalProtocolError: as for `compose`.
+        """
+
+        def write(buffer: bytearray, offset: int) -> None:
+            buffer[offset:] = message
+
+        number = self._compose(MessageKind.COPY, copies, 0, write)
+        self._last_message_s = self._clock(now_s)
+        return number
+
     @property
     def bursts_left(self) -> int:
         """Bursts of the composed message that `next_burst` has still to build."""
@@ -365,7 +387,7 @@ class LinkSender:
     def _compose(
         self,
         kind: MessageKind,
-        runs: list[Run] | list[Span],
+        runs: list[Run] | list[Span] | list[Copy],
         record_count: int,
         write_body: Callable[[bytearray, int], None],
         *,

@@ -142,6 +142,7 @@ def facts(entry: Entry) -> dict[str, Any]:
         "records": entry.records,
         "messages": [list(each) for each in entry.messages],
         "late": [list(each) for each in entry.late],
+        "messages_gone": [list(each) for each in entry.messages_gone],
         "missing": _places(entry.missing),
         "repaired": _places(entry.repaired),
         "gone": _places(entry.gone),
@@ -163,6 +164,7 @@ def entry_of(given: Mapping[str, Any]) -> Entry:
         records=int(given["records"]),
         messages=_ranges(given["messages"]),
         late=_ranges(given.get("late", ())),  # older versions do not know it
+        messages_gone=_ranges(given.get("messages_gone", ())),
         missing=_by_place(given["missing"]),
         repaired=_by_place(given["repaired"]),
         gone=_by_place(given["gone"]),

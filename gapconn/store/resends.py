@@ -16,6 +16,7 @@ from typing import Any, Final, Self
 
 import attrs
 
+from gapconn.bundle import Lost
 from gapconn.protocol.envelope import Span
 from gapconn.store.database import StateFile
 
@@ -41,6 +42,7 @@ class Wanted:
     """What is to be sent again."""
 
     spans: Sequence[Span] = ()
+    messages: Sequence[Lost] = ()
     between: Between | None = None
     again: bool = False
     """Deliver it also where the egress does not miss it."""
@@ -60,6 +62,11 @@ class ResendProgress:
     positions_wanted: int = 0
     gone: Sequence[tuple[str, int, int, int, str]] = ()
     """Stream, partition, first, last, and why; the first hundred."""
+    messages_wanted: int = 0
+    messages_repeated: int = 0
+    """Of the messages that are wanted, those that were sent again."""
+    messages_gone: Sequence[tuple[int, int, int, str]] = ()
+    """Session, first, last, and why; the first hundred."""
     problems: Sequence[str] = ()
     """What could neither be sent nor called gone, and why."""
 
@@ -100,6 +107,7 @@ class ResendFile:
         text = json.dumps(
             {
                 "spans": [[s.stream, s.partition, s.first, s.last] for s in wanted.spans],
+                "messages": [list(each) for each in wanted.messages],
                 "between": attrs.asdict(wanted.between) if wanted.between else None,
                 "again": wanted.again,
             }
@@ -125,7 +133,8 @@ class ResendFile:
             given = json.loads(row[1])
             between = None if given["between"] is None else Between(**given["between"])
             spans = [Span(str(s), int(p), int(first), int(last)) for s, p, first, last in given["spans"]]
-            return row[0], Wanted(spans=spans, between=between, again=bool(given["again"]))
+            messages = tuple(Lost(*(int(number) for number in each)) for each in given.get("messages", ()))
+            return row[0], Wanted(spans=spans, messages=messages, between=between, again=bool(given["again"]))
         except (ValueError, TypeError, KeyError) as error:
             raise self._file.damaged(f"a request cannot be read: {error!r}") from error
 
@@ -145,7 +154,8 @@ class ResendFile:
         try:
             given: dict[str, Any] = json.loads(row[0])
             gone = [tuple(each) for each in given.pop("gone")]
-            return ResendProgress(**given, gone=gone)
+            messages_gone = tuple(tuple(each) for each in given.pop("messages_gone", ()))
+            return ResendProgress(**given, gone=gone, messages_gone=messages_gone)
         except (ValueError, TypeError, KeyError) as error:
             raise self._file.damaged(f"request {number} cannot be read: {error!r}") from error
 
