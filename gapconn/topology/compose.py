@@ -192,17 +192,24 @@ def _process(reader: _Reader, at: str, service: dict[str, Any], role: Role, file
                 warning=True,
             )
         ]
-    network = str(service.get("network_mode", ""))
     process = Process(
         role=role,
         file=str(reader.path),
         at=at,
         configuration=name,
         pair=pair,
-        host="host" if network == "host" else network.removeprefix("service:") if ":" in network else "",
+        host=_host(reader.path, at, str(service.get("network_mode", ""))),
         state=kept_in(state_directory(pair.link), mounts) if pair is not None else "",
     )
     return process, faults
+
+
+def _host(path: Path, at: str, network: str) -> str:
+    """Whose network a service has: that of its host, of another service or container, or its own."""
+    kind, _, other = network.partition(":")
+    if kind == "service":
+        return f"{path}: services.{other}"
+    return network if kind in ("host", "container") else f"{path}: {at}"
 
 
 def _config_mounts(reader: _Reader, service: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -189,6 +189,17 @@ def test_what_is_only_doubtful(old: str, new: str, words: str, checked: Check) -
     assert any(words in warning for warning in report.warnings), report.warnings
 
 
+def test_services_in_the_network_of_another(checked: Check) -> None:
+    admin = '[admin]\nlisten = "0.0.0.0:9464"'
+    a = pair("a", "h:7400", 'bind = "0.0.0.0:7400"', sink=f'type = "discard"\n{admin}')
+    text = RIGHT.replace("  egress-a:\n", "  egress-a:\n    network_mode: service:ingress-a\n")
+    (problem,) = checked(text, a=a).problems
+    assert (
+        "services.egress-a: shares a host with services.ingress-a, and both would serve [admin] on 0.0.0.0" in problem
+    )
+    assert checked(RIGHT, a=a).problems == []
+
+
 def test_services_that_extend_others(checked: Check, tmp_path: Path) -> None:
     (tmp_path / "common").mkdir()
     (tmp_path / "common/base.yaml").write_text(
