@@ -126,7 +126,7 @@ WRONG: dict[str, tuple[str, str, list[list[str]]]] = {
         A_TWICE.replace("egress-a2:/var", "egress-a:/var") + "  broker:\n",
         [
             ["services.egress-a2: runs"],
-            ["services.egress-a2: keeps the state of the egress of link 'a' in egress-a, and so does"],
+            ["services.egress-a2: keeps the state of the egress of link 'a' in volume egress-a of project "],
         ],
     ),
     "a pair file that is not there": (
@@ -215,6 +215,18 @@ def test_services_that_extend_others(checked: Check, tmp_path: Path) -> None:
         "compose.yaml: services.out: the egress of link 'a' is here, and its ingress is not; "
         "if the ingress runs elsewhere, check both files together"
     ]
+
+
+def test_volumes_of_other_projects_and_tags_of_compose(checked: Check, tmp_path: Path) -> None:
+    assert checked(RIGHT.replace("scale: 3", "ports: !override ['1:1']\n    links: !reset []")).problems == []
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a.toml").write_text(pair("c", "egress-c:7400"))
+    service = (
+        "{command: [egress, /a.toml], restart: always, volumes: ['./a.toml:/a.toml', 'egress-a:/var/lib/gapconn']}"
+    )
+    (other / "compose.yaml").write_text(f"services: {{egress-a: {service}}}")
+    assert check_all([Path("compose.yaml"), other / "compose.yaml"], {}).problems == []
 
 
 @pytest.mark.parametrize(
