@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,10 @@ class End:
         base_url = f"http://{await self.admin()}"
         # Without `verify=False` each client loads all certificates of the system, for nothing.
         async with httpx.AsyncClient(base_url=base_url, trust_env=False, verify=False, timeout=LIMIT_S) as client:
+            for _ in range(2):
+                # The server hangs up on who connects and says nothing for 2 s: here, on who waits for a processor.
+                with suppress(httpx.RemoteProtocolError):
+                    return await client.get(path)
             return await client.get(path)
 
     async def status(self) -> dict[str, Any]:
