@@ -8,12 +8,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gapconn.check import Report, check
 from gapconn.config import Role
 from gapconn.errors import ConfigError
 from gapconn.topology.compose import is_compose, read_compose
+from gapconn.topology.documents import read_documents
 from gapconn.topology.kubernetes import is_manifest, read_kubernetes
 from gapconn.topology.lint import lint
 from gapconn.topology.model import Fault, Topology
@@ -76,12 +75,7 @@ def _may_be_a_pair(path: Path) -> bool:
 
 
 def _read(path: Path, environ: Mapping[str, str], topologies: list[Topology], manifests: dict[Path, list[Any]]) -> None:
-    try:
-        documents = [document for document in yaml.safe_load_all(path.read_text(encoding="utf-8")) if document]
-    except OSError as error:
-        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: not YAML: {' '.join(str(error).split())}"]) from error
+    documents = read_documents(path)
     if len(documents) == 1 and is_compose(documents[0]):
         topologies.append(read_compose(path, environ))
     elif any(map(is_manifest, documents)):

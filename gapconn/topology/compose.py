@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import yaml
 
-from gapconn.config import Role
+from gapconn.config import Pair, Role
 from gapconn.errors import ConfigError
 from gapconn.topology.configurations import HIDDEN, read_configuration
+from gapconn.topology.documents import read_documents
 from gapconn.topology.model import Fault, Process, Publication, Topology, end_of, kept_in, state_directory
 
 _VARIABLE = re.compile(
@@ -58,15 +58,10 @@ def read_compose(path: Path, environ: Mapping[str, str]) -> Topology:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: not YAML: {' '.join(str(error).split())}"]) from error
-    if not is_compose(document):
+    documents = read_documents(path)
+    if len(documents) != 1 or not is_compose(documents[0]):
         raise ConfigError([f"{path}: services: the section is missing, so it is no Compose file"])
-    found: dict[str, Any] = document
+    found: dict[str, Any] = documents[0]
     return found
 
 
@@ -192,17 +187,33 @@ def _process(reader: _Reader, at: str, service: dict[str, Any], role: Role, file
                 warning=True,
             )
         ]
-    network = str(service.get("network_mode", ""))
     process = Process(
         role=role,
         file=str(reader.path),
         at=at,
         configuration=name,
         pair=pair,
-        host="host" if network == "host" else network.removeprefix("service:") if ":" in network else "",
-        state=kept_in(state_directory(pair.link), mounts) if pair is not None else "",
+        host=_host(reader.path, at, str(service.get("network_mode", ""))),
+        state=_state(reader, pair, mounts) if pair is not None else "",
     )
     return process, faults
+
+
+def _state(reader: _Reader, pair: Pair, mounts: list[tuple[str, str]]) -> str:
+    where = kept_in(state_directory(pair.link), mounts)
+    if not where or where.startswith("/"):
+        return where
+    # A volume has the name of its project before its own; without another one that is the directory's.
+    given = _load(reader.path).get("name") or reader.environ.get("COMPOSE_PROJECT_NAME")
+    return f"volume {where} of project {given or reader.path.resolve().parent.name}"
+
+
+def _host(path: Path, at: str, network: str) -> str:
+    """Whose network a service has: that of its host, of another service or container, or its own."""
+    kind, _, other = network.partition(":")
+    if kind == "service":
+        return f"{path}: services.{other}"
+    return network if kind in ("host", "container") else f"{path}: {at}"
 
 
 def _config_mounts(reader: _Reader, service: dict[str, Any]) -> Iterator[tuple[str, str]]:

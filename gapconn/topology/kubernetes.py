@@ -127,7 +127,7 @@ class _Cluster:
                 at=workload.at,
                 configuration=name,
                 pair=found.pair,
-                host="the node's network" if workload.pod.get("hostNetwork") else "",
+                host="the node's network" if workload.pod.get("hostNetwork") else workload.at,
                 state=self._state(workload, container, found),
             ),
             found.faults,

@@ -85,9 +85,8 @@ def _both_ends(one: Process, processes: list[Process]) -> Pair:
 def _on_one_host(processes: list[Process]) -> Iterator[Fault]:
     """What is unique on a host, for those that share one."""
     for one, other in combinations(processes, 2):
-        if not one.host or one.host != other.host or one.pair is None or other.pair is None:
+        if one.host != other.host or one.pair is None or other.pair is None:
             continue
-        where = f"{_place(one, other)} shares its host"
         if one.role is other.role is Role.EGRESS and _overlap(one.pair.link.listen, other.pair.link.listen):
             yield Fault(
                 file=other.file,
@@ -96,7 +95,12 @@ def _on_one_host(processes: list[Process]) -> Iterator[Fault]:
                 remedy="give one of them a link.bind or link.address of its own",
             )
         for problem in host_conflicts(one.pair, other.pair, egresses=False):
-            yield Fault(file=other.file, key=other.at, what=f"{where}: {problem}", remedy="or use another host")
+            yield Fault(
+                file=other.file,
+                key=other.at,
+                what=f"shares a host with {_place(one, other)}, and {problem}",
+                remedy="or separate them",
+            )
 
 
 def _state(processes: list[Process]) -> Iterator[Fault]:

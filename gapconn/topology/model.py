@@ -20,13 +20,13 @@ class Fault:
 
     file: str
     key: str
-    """Where in the file; empty for the whole."""
+    """Where in the file."""
     what: str
     remedy: str
     warning: bool = False
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.key}: {self.what}; {self.remedy}" if self.key else f"{self.file}: {self.what}"
+        return f"{self.file}: {self.key}: {self.what}; {self.remedy}"
 
 
 @attrs.frozen(kw_only=True)
@@ -42,8 +42,8 @@ class Process:
     """Which pair file it reads: the same text for the same file."""
     pair: Pair | None = None
     """None where the pair file is not known."""
-    host: str = ""
-    """Processes on the same host share ports and directories; one of its own where it is empty."""
+    host: str
+    """Processes on the same host, or in the same network of containers, share ports."""
     state: str = ""
     """The volume or directory that keeps its state, with the path in it; empty where it has none that lasts."""
 

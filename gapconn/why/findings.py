@@ -171,7 +171,8 @@ def _silence(egress: EgressCounts, ingress: IngressCounts | None) -> Finding:
         )
     else:
         do = f"the ingress is {ingress.state}: start it"
-    return Finding(place="silence", level="alarm", what=f"{heard} for {egress.silent_s:.1f} s", do=do)
+    level: Level = "alarm" if egress.silent_s >= egress.interruption_timeout_s else "note"
+    return Finding(place="silence", level=level, what=f"{heard} for {egress.silent_s:.1f} s", do=do)
 
 
 def _strangers(egress: EgressCounts) -> Iterator[Finding]:

@@ -11,10 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import trio
 
+from gapconn.config import load_pair
 from gapconn.testing.gap import FaultPlan, GapCounts, GapSwitch, relay
+from gapconn.why.command import as_json, ask
 from tests.processes.ends import End, Ends
 
 # Each message is one burst of six datagrams, so that the kernel joins no more than these.
@@ -29,13 +32,20 @@ LINK: dict[str, Any] = {
 
 async def why(ends: Ends, egress: End, ingress: End | None = None) -> dict[str, Any]:
     """What the command says, for programs."""
-    options = ["--egress", str(await egress.admin()), "--json"]
-    if ingress is not None:
-        options += ["--ingress", str(await ingress.admin())]
-    command = [sys.executable, "-m", "gapconn", "why", str(ends.file), *options]
-    done = await trio.run_process(command, capture_stdout=True, stderr=subprocess.DEVNULL)
-    facts: dict[str, Any] = json.loads(done.stdout)
+    pair = load_pair(ends.file, {}, link_only=True)
+    there, here = await egress.admin(), await ingress.admin() if ingress is not None else None
+    answer = await trio.to_thread.run_sync(
+        lambda: ask(attrs.evolve(pair, admin=None), egress_at=there, ingress_at=here)
+    )
+    facts: dict[str, Any] = json.loads(as_json(answer))
     return facts
+
+
+async def why_as_a_process(ends: Ends, egress: End) -> str:
+    """What the command prints."""
+    command = [sys.executable, "-m", "gapconn", "why", str(ends.file), "--egress", str(await egress.admin())]
+    done = await trio.run_process(command, capture_stdout=True, stderr=subprocess.DEVNULL)
+    return done.stdout.decode()
 
 
 def places(facts: dict[str, Any]) -> list[str]:
@@ -72,6 +82,9 @@ async def test_a_stopped_egress_with_a_small_receive_buffer(ends: Ends) -> None:
     assert datagrams["egress_kernel"] == datagrams["missed"] == status["missed"]["datagrams"] > 20
     assert sum(count for place, count in datagrams.items() if place != "missed") == datagrams["missed"]
     assert ended["messages_sent"] == status["received"]["messages"] + sum(status["missed"]["messages"].values())
+    assert f"{datagrams['missed']:,}  dropped by the kernel of the egress's host" in await why_as_a_process(
+        ends, egress
+    )
     found = facts["findings"][0]
     assert (found["place"], found["level"], found["count"]) == ("egress-kernel", "loss", datagrams["missed"])
     granted = status["receive_buffer_bytes"]

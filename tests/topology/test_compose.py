@@ -126,7 +126,7 @@ WRONG: dict[str, tuple[str, str, list[list[str]]]] = {
         A_TWICE.replace("egress-a2:/var", "egress-a:/var") + "  broker:\n",
         [
             ["services.egress-a2: runs"],
-            ["services.egress-a2: keeps the state of the egress of link 'a' in egress-a, and so does"],
+            ["services.egress-a2: keeps the state of the egress of link 'a' in volume egress-a of project "],
         ],
     ),
     "a pair file that is not there": (
@@ -189,6 +189,17 @@ def test_what_is_only_doubtful(old: str, new: str, words: str, checked: Check) -
     assert any(words in warning for warning in report.warnings), report.warnings
 
 
+def test_services_in_the_network_of_another(checked: Check) -> None:
+    admin = '[admin]\nlisten = "0.0.0.0:9464"'
+    a = pair("a", "h:7400", 'bind = "0.0.0.0:7400"', sink=f'type = "discard"\n{admin}')
+    text = RIGHT.replace("  egress-a:\n", "  egress-a:\n    network_mode: service:ingress-a\n")
+    (problem,) = checked(text, a=a).problems
+    assert (
+        "services.egress-a: shares a host with services.ingress-a, and both would serve [admin] on 0.0.0.0" in problem
+    )
+    assert checked(RIGHT, a=a).problems == []
+
+
 def test_services_that_extend_others(checked: Check, tmp_path: Path) -> None:
     (tmp_path / "common").mkdir()
     (tmp_path / "common/base.yaml").write_text(
@@ -204,6 +215,18 @@ def test_services_that_extend_others(checked: Check, tmp_path: Path) -> None:
         "compose.yaml: services.out: the egress of link 'a' is here, and its ingress is not; "
         "if the ingress runs elsewhere, check both files together"
     ]
+
+
+def test_volumes_of_other_projects_and_tags_of_compose(checked: Check, tmp_path: Path) -> None:
+    assert checked(RIGHT.replace("scale: 3", "ports: !override ['1:1']\n    links: !reset []")).problems == []
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a.toml").write_text(pair("c", "egress-c:7400"))
+    service = (
+        "{command: [egress, /a.toml], restart: always, volumes: ['./a.toml:/a.toml', 'egress-a:/var/lib/gapconn']}"
+    )
+    (other / "compose.yaml").write_text(f"services: {{egress-a: {service}}}")
+    assert check_all([Path("compose.yaml"), other / "compose.yaml"], {}).problems == []
 
 
 @pytest.mark.parametrize(

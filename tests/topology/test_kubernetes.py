@@ -273,6 +273,19 @@ def test_what_is_only_doubtful(change: Change, words: str, checked: Checked) -> 
     assert any(words in warning for warning in report.warnings), report.warnings
 
 
+def test_two_ends_in_one_pod(checked: Checked) -> None:
+    documents = right()
+    moved = pod_of(documents, "egress-b")
+    for volume, mount in zip(moved["volumes"], moved["containers"][0]["volumeMounts"], strict=True):
+        volume["name"] = mount["name"] = f"{volume['name']}-b"
+    pod = pod_of(documents, "egress-a")
+    pod["containers"] += moved["containers"]
+    pod["volumes"] += moved["volumes"]
+    del documents["egress-b"], documents["service-b"]
+    (problem,) = checked(documents).problems
+    assert "Deployment/egress-a in namespace gap: listens on 0.0.0.0:7400, and so does Deployment/egress-a" in problem
+
+
 def test_one_claim_for_the_state_of_one_end(checked: Checked) -> None:
     documents = right()
     twice(documents)

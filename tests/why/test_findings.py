@@ -133,9 +133,14 @@ CASES: dict[str, tuple[EgressCounts | None, IngressCounts | None, list[tuple[str
         [("silence", "alarm", 0, ["although it sends (500 datagrams to 192.0.2.20:7400", "neighbour entry"])],
     ),
     "nothing is heard of an ingress that ended": (
-        egress(state="waiting"),
+        egress(state="waiting", silent_s=3.0),
         ingress(state="closed"),
         [("silence", "alarm", 0, ["the ingress is closed: start it"])],
+    ),
+    "an egress that has just been started": (
+        egress(state="waiting", silent_s=1.0),
+        None,
+        [("silence", "note", 0, ["for 1.0 s"])],
     ),
     "the ends of two links": (
         egress(),
