@@ -8,7 +8,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -31,8 +31,22 @@ COMMAND_LIMIT_S: Final = 3600.0
 """What a command may take: a resend of a million records takes its time."""
 CLOSING_RECORDS: Final = 5
 """Of each partition, at the very end, when all faults are over: what is missing before them has a place."""
-ROUND_LIMIT_S: Final = 2 * LIMIT_S
+ROUND_LIMIT_S: Final = 3 * LIMIT_S
 """How long records may need to flow again after something was done."""
+
+
+async def eventually(
+    condition: Callable[[], bool | Awaitable[bool]], what: str, end: End | None = None, limit_s: float = ROUND_LIMIT_S
+) -> None:
+    """Wait until `condition` holds; in vain when `end` has ended."""
+    deadline_s = trio.current_time() + limit_s
+    while True:
+        holds = condition()
+        if holds if isinstance(holds, bool) else await holds:
+            return
+        assert end is None or end.process.poll() is None, f"{end.name} ended before {what}"
+        assert trio.current_time() < deadline_s, f"not within {limit_s:g} s: {what}"
+        await trio.sleep(POLL_S)
 
 
 async def command(ends: Ends, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -141,9 +155,17 @@ class KafkaPair:
 
     async def begin(self) -> None:
         """Start both; the egress hears the session from its beginning."""
-        self.start("egress")
-        await self.egress.wait_logged("sink_started")
+        await self.begin_egress()
         self.start("ingress")
+
+    async def begin_egress(self) -> None:
+        """Start it, and wait until it hears the link."""
+        self.start("egress")
+        await self._egress_has_started()
+
+    async def _egress_has_started(self) -> None:
+        # With exactly-once it first waits until the cluster has done away with the transaction of the one before.
+        await eventually(lambda: bool(self.egress.logged("sink_started")), "the egress has started", self.egress)
 
     def start(self, *roles: str, **options: Any) -> None:
         """Start these ends, and do not wait for them."""
@@ -162,13 +184,24 @@ class KafkaPair:
 
     async def flows(self, records: int = 1) -> None:
         """Wait until so many records arrive at this life of the egress."""
-        with trio.fail_after(ROUND_LIMIT_S):
-            await self.egress.wait_logged("sink_started")
-            await self.egress.until_status(lambda s: s["received"]["records"] >= records, f"{records} records arrived")
+        await self._egress_has_started()
+        await self.egress_until(lambda s: s["received"]["records"] >= records, f"{records} records arrived")
+
+    async def egress_until(self, condition: Callable[[dict[str, Any]], bool], what: str) -> None:
+        """Wait until `condition` holds for the /status of the egress."""
+
+        async def holds() -> bool:
+            return condition(await self.egress.status())
+
+        await eventually(holds, what, self.egress)
+
+    async def accepts(self) -> None:
+        """Wait until the sink has accepted something in this life of the egress."""
+        await self.egress_until(lambda s: s["accepted_messages"] > 0, "something was accepted")
 
     async def accepted(self) -> None:
         """Wait until the sink has accepted all that the egress has."""
-        await self.egress.until_status(
+        await self.egress_until(
             lambda s: not (s["held"]["unaccepted_messages"] or s["held"]["incomplete_messages"]), "all was accepted"
         )
 
@@ -229,10 +262,11 @@ class KafkaPair:
     async def sends_on(self, records: int = 100) -> None:
         """Wait until so many more records are accepted by this pair's sink."""
         before = await self._accepted()
-        deadline_s = trio.current_time() + ROUND_LIMIT_S
-        while await self._accepted() < before + records:
-            assert trio.current_time() < deadline_s, f"fewer than {records} records more are accepted"
-            await trio.sleep(POLL_S)
+
+        async def more() -> bool:
+            return await self._accepted() >= before + records
+
+        await eventually(more, f"{records} records more are accepted")
 
     async def _accepted(self) -> int:
         """Records that the target topic has."""
@@ -259,10 +293,10 @@ class KafkaPair:
             offsets = (self.source.committed(self.topic, self.topic, partition=p).offset for p in self.load.counts)
             return all(offset >= 0 for offset in offsets)
 
-        deadline_s = trio.current_time() + ROUND_LIMIT_S
-        while not await trio.to_thread.run_sync(committed):
-            assert trio.current_time() < deadline_s, "nothing is committed"
-            await trio.sleep(POLL_S)
+        async def is_so() -> bool:
+            return await trio.to_thread.run_sync(committed)
+
+        await eventually(is_so, "every partition has an offset of the group")
 
     # -- a second pair ---------------------------------------------------------------------------------------
 
@@ -282,7 +316,7 @@ class KafkaPair:
     async def leave(self) -> None:
         """Stop this pair in order, which gives its partitions to the other one."""
         assert await self.ingress.stop() == 0
-        await self.egress.until_status(lambda s: s["state"] == "closed", "the session is over")
+        await self.egress_until(lambda s: s["state"] == "closed", "the session is over")
         await self.drained()
         assert await self.egress.stop() == 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
@@ -56,13 +56,17 @@ LONG: Final = Scale(
 
 
 def chosen() -> Scale:
-    """The form that the environment asks for; `GAPCONN_FAULTS_SOAK_S` changes the length of the soak alone."""
+    """The form that the environment asks for; `GAPCONN_FAULTS_KILLS` changes its `kills`, and so on."""
     word = os.environ.get(VARIABLE, "short")
     if word not in ("short", "long"):
         raise ValueError(f"{VARIABLE} is {word!r}, and must be short or long")
     scale = LONG if word == "long" else SHORT
-    soak_s = os.environ.get(f"{VARIABLE}_SOAK_S")
-    return attrs.evolve(scale, soak_s=float(soak_s)) if soak_s else scale
+    given: dict[str, Any] = {
+        name: type(value)(number)
+        for name, value in attrs.asdict(scale).items()
+        if (number := os.environ.get(f"{VARIABLE}_{name.upper()}"))
+    }
+    return attrs.evolve(scale, **given)
 
 
 SCALE: Final = chosen()

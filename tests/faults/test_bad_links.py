@@ -8,6 +8,7 @@ import attrs
 import pytest
 import trio
 
+from gapconn.config import Link
 from tests.faults.gap import gap
 from tests.faults.pair import KafkaPair
 from tests.faults.scale import SCALE
@@ -69,7 +70,6 @@ async def test_over_a_bad_link(ends: Ends, kafka: Cluster, delivery: str, link: 
             batch_bytes="64 KiB",
             rate="50 Mbit/s",
             fec={"repair": link.repair},
-            reorder_timeout="500ms",
             interruption_timeout="30s",
         )
         # Much is there before anything is sent, so that most messages are full.
@@ -85,6 +85,35 @@ async def test_over_a_bad_link(ends: Ends, kafka: Cluster, delivery: str, link: 
     assert account.lost <= link.lost_at_most * account.produced
     if link.loses:
         assert account.lost, "this case is about loss that is reported"
+
+
+@pytest.mark.kafka
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif("repeat" not in attrs.fields_dict(Link), reason="this version repeats nothing")
+async def test_what_was_lost_is_repeated(ends: Ends, kafka: Cluster, delivery: str) -> None:
+    """A bad link without repair symbols, and every message is sent twice more: the target is complete by itself."""
+    pair = await KafkaPair.make(ends, kafka, kafka, delivery)
+    async with gap(ends, ["--drop", "0.05", "--seed", "8"]) as way:
+        pair.configure(
+            bind=str(way.listens),
+            batch_bytes="32 KiB",
+            rate="50 Mbit/s",
+            fec={"repair": "0%"},
+            repeat=["2s", "20s"],
+            interruption_timeout="30s",
+        )
+        await pair.produce(SCALE.lossy_records)
+        await pair.begin()
+        await pair.sent()
+        way.toggle_faults()
+        await pair.produce(40)
+        await pair.egress_until(lambda s: s["missed"]["records"] > 0, "something was lost")
+        # The last repeat of the last message comes when the link is good again.
+        await pair.egress_until(lambda s: s["journal"]["positions_missing"] == 0, "everything was repeated")
+        account = await pair.close("5 % loss, repeated")
+    assert account.once == account.produced
+    assert account.repaired > 0
 
 
 @pytest.mark.kafka
@@ -116,9 +145,9 @@ async def test_what_was_lost_is_resent_under_load(ends: Ends, kafka: Cluster, de
         await pair.produce(40)
         await pair.sent()
         await pair.accepted()
-        await pair.egress.until_status(lambda s: s["journal"]["open_entries"] > 0, "something is missing")
+        await pair.egress_until(lambda s: s["journal"]["open_entries"] > 0, "something is missing")
         assert await pair.resend()
-        await pair.egress.until_status(lambda s: s["journal"]["positions_missing"] == 0, "everything was repaired")
+        await pair.egress_until(lambda s: s["journal"]["positions_missing"] == 0, "everything was repaired")
         account = await pair.close("lost and resent")
     assert account.once == account.produced
     assert account.repaired > 0

@@ -156,6 +156,7 @@ async def test_soak(ends: Ends, kafka: Cluster, delivery: str) -> None:
         lost=0, placeless=0, unaccounted=follower.skipped, false_alarms=0, damaged=follower.damaged, disordered=0,
         repaired=0, faults=facts,
     )  # fmt: skip
+    print(account)  # noqa: T201 - shown when the test failed, and by `make soak`
     account.report()
     account.settle()
     assert not account.twice
