@@ -43,6 +43,7 @@ def main() -> None:
       gapconn check pair.toml      before anything else
       gapconn egress pair.toml     on the destination side
       gapconn ingress pair.toml    on the source side
+      gapconn dedup dedup.toml     one copy of what redundant links bring
       gapconn demo                 see it work, on this machine
       gapconn bench --help         measure what rate the link holds
 

@@ -45,8 +45,11 @@ class DedupView:
         """Why nothing is written."""
         if self._service.stopping:
             return ["it was asked to stop"]
-        problem = self._service.kafka.problem if self._service.kafka is not None else ""
-        return [problem] if problem else []
+        kafka = self._service.kafka
+        if kafka is None:
+            return []
+        reasons = [kafka.problem] if kafka.problem else []
+        return reasons + [f"topic {topic} is missing, or has too few partitions" for topic in kafka.missing]
 
     def status(self) -> dict[str, Any]:
         """Everything at a glance."""

@@ -160,6 +160,8 @@ class OriginDeduplicator(Generic[T]):
                 source.unsaved.add(first_offset, last_offset)
             late += sum(is_late for _, _, is_late in new)
             passing += [Outgoing(run.target, run.items[row], run.headers[row], is_late) for _, row, is_late in new]
+        if not run.read_before:
+            self.book.links[run.link].again += again
         self.book.note(run.link, records=len(run.items), first=first, late=late, unidentified=unidentified, now_s=now_s)
         return passing
 

@@ -51,6 +51,9 @@ TRANSACTION_RECORDS: Final = 20_000
 IDLE_WAIT_S: Final = 0.1
 DISCOVERY_INTERVAL_S: Final = 10.0
 PROBE_INTERVAL_S: Final = 1.0
+MISSING_INTERVAL_S: Final = 2.0
+RENEWAL_INTERVAL_S: Final = 3600.0
+"""All offsets are committed so often, moved or not: brokers forget a group without members, by default in a week."""
 
 _GONE = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})
 
@@ -103,6 +106,8 @@ class KafkaDedup:
         self.totals = Totals()
         self.problem = "it has not started yet"
         """Why nothing is written right now; empty while a session runs."""
+        self.missing: list[str] = []
+        """Topics of the output that do not exist, or have too few partitions."""
         self._stop = trio.Event()
 
     @property
@@ -138,6 +143,7 @@ class KafkaDedup:
                 self.problem = ""
                 while not self._stop.is_set():
                     await _in_thread(session.step)
+                    await trio.lowlevel.checkpoint()  # the thread itself is not cancelled
                 await _in_thread(session.finish)
             except SessionFailed as failure:
                 self.problem = f"{failure.event}: " + ", ".join(f"{k} {v}" for k, v in failure.facts.items())
@@ -191,6 +197,7 @@ class _Session:
         self._commit_due = 0.0
         self._next_discovery = 0.0
         self._next_look = 0.0
+        self._next_renewal = time.monotonic() + RENEWAL_INTERVAL_S
         self._clients = Clients(file, watch)
         self._transactions = Transactions(self._clients, file.dedup.name, watch, lambda: owner.stopping)
         self._consumer = self._clients.consumer()
@@ -216,6 +223,9 @@ class _Session:
         now = time.monotonic()
         if now >= self._next_discovery:
             self._discover()
+        if now >= self._next_renewal:
+            self._next_renewal = now + RENEWAL_INTERVAL_S
+            self._moved |= set(self._readings)
         messages = self._consume(now)
         now = time.monotonic()
         outgoing = self._take(messages, now) if messages else []
@@ -345,6 +355,7 @@ class _Session:
             if self._file.target_of(route[1]) is not None:
                 raise DedupError(f"topic {name!r} would be written to {route[1]!r}, which is an input itself")
             found |= {(name, number): route for number in topic.partitions}
+        found = self._writable(found)
         new = [TopicPartition(*place) for place in found if place not in self._readings]
         if not new:
             return
@@ -361,6 +372,30 @@ class _Session:
             )
         ask(lambda: self._consumer.incremental_assign(starts))
         self._context.status["inputs"] = sorted(f"{topic}/{number}" for topic, number in self._readings)
+
+    def _writable(self, found: dict[Place, tuple[str, str]]) -> dict[Place, tuple[str, str]]:
+        """Those of which the target is there; the others wait, and hold up nothing else."""
+        writable, missing = {}, {}
+        for (topic, number), (link, target) in found.items():
+            count = self._partition_counts.get(target, 0)
+            if (number if self._same_partition else 0) < count:
+                writable[topic, number] = link, target
+            else:
+                missing[target] = count
+        for target, count in missing.items():
+            event = "partition_missing" if count else "topic_missing"
+            self._counters[event] += 1
+            self._watch.warn(
+                event,
+                key=target,
+                topic=target,
+                partitions=count,
+                effect="what goes there is not read until it has as many partitions as its inputs: create them",
+            )
+        self._owner.missing = sorted(missing)
+        if missing:
+            self._next_discovery = time.monotonic() + MISSING_INTERVAL_S
+        return writable
 
     def _start(self, link: str, committed: TopicPartition) -> int:
         """Where to begin in a partition; says what is gone."""
@@ -393,7 +428,6 @@ class _Session:
         produce, counted = self._transactions.produce, self._uncommitted
         for target, message, own_headers, late in outgoing:
             partition = message.partition() or 0
-            self._check_target(target, partition if self._same_partition else 0)
             headers: Any = own_headers
             if late:
                 headers = [*(own_headers or ()), LATE_HEADER]
@@ -410,20 +444,6 @@ class _Session:
                 headers=headers,
             )
             counted.records += 1
-
-    def _check_target(self, topic: str, partition: int) -> None:
-        if partition < self._partition_counts.get(topic, 0):
-            return
-        metadata = ask(lambda: self._consumer.list_topics(timeout=REQUEST_TIMEOUT_S))
-        self._partition_counts = {name: len(each.partitions) for name, each in metadata.topics.items()}
-        count = self._partition_counts.get(topic, 0)
-        if partition >= count:
-            raise SessionFailed(
-                "partition_missing" if count else "topic_missing",
-                topic=topic,
-                partitions=count,
-                effect=f"waiting until the topic has at least {partition + 1} partitions: create them",
-            )
 
     def _commit(self) -> None:
         """Commit records, state and offsets together."""

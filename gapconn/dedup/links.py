@@ -150,7 +150,11 @@ class LinkBook:
             lags = [trail.lag(name, now_s) for trail in trails]
             counts.lag_offsets = sum(offsets for offsets, _ in lags)
             counts.lag_s = max((seconds for _, seconds in lags), default=0.0)
-            found = dict(self._found(name, counts, now_s))
+            silent_s = now_s - counts.missed_since_s
+            if trails:
+                # What a link lost in the middle, and another brought after it, is nothing that it can bring any more.
+                silent_s = min(silent_s, counts.lag_s)
+            found = dict(self._found(name, counts, silent_s))
             for alarm in Alarm:
                 if alarm in found and alarm not in counts.alarms:
                     yield name, alarm, found[alarm]
@@ -158,8 +162,7 @@ class LinkBook:
                     yield name, alarm, None
             counts.alarms = found
 
-    def _found(self, name: str, counts: LinkCounts, now_s: float) -> Iterator[tuple[Alarm, str]]:
-        silent_s = now_s - counts.missed_since_s
+    def _found(self, name: str, counts: LinkCounts, silent_s: float) -> Iterator[tuple[Alarm, str]]:
         if silent_s >= self.silent_after_s:
             yield (
                 Alarm.SILENT,

@@ -30,6 +30,18 @@ def test_a_link_that_brings_nothing_while_the_other_does_is_silent_until_it_brin
     assert links.waited_for() == ["a", "b"]
 
 
+def test_what_a_link_lost_in_the_middle_is_no_silence() -> None:
+    links, trail = book(), Trail(base=-1)
+    trail.brought("b", 10)
+    brought(links, "b", 8, at=0)
+    trail.brought("a", 10)
+    brought(links, "a", 3, 8, at=1)
+    assert list(links.look(1000, [trail])) == [], "b is behind in nothing"
+    trail.brought("a", 11)
+    assert list(links.look(1001, [trail])) == []
+    assert [alarm for _, alarm, _ in links.look(1031, [trail])] == [Alarm.SILENT]
+
+
 def test_no_data_at_all_is_no_alarm() -> None:
     links = book()
     brought(links, "a", 1, at=0)

@@ -8,6 +8,7 @@ import pytest
 import trio
 from confluent_kafka import Message, murmur2
 
+from gapconn.dedup.repeats import SinkDedup
 from gapconn.errors import SinkError
 from gapconn.record import NO_POSITION, Batch, Header, Records, TimestampType
 from gapconn.sinks import Delivery
@@ -101,6 +102,13 @@ async def test_records_keep_their_partition_order_and_timestamps(kafka: Cluster)
     ]
     assert [e.timestamp_ms for e in entries if e.partition == 2] == [1000, 2000, 1500]
     assert all(e.headers is None for e in entries)
+
+
+async def test_copies_that_come_over_the_link_are_left_out(kafka: Cluster) -> None:
+    topic = kafka.create_topic()
+    twice = [Batch(origin="cluster", parts=[run_of([b"a", b"b", b"a"])]), Batch(parts=[run_of([b"b"], first=3)])]
+    await deliver(kafka, twice, topic=topic, dedup=SinkDedup(identity="hash"))
+    assert [entry.value for entry in kafka.read(topic)] == [b"a", b"b"]
 
 
 async def test_the_origin_is_added_after_the_records_own_headers(kafka: Cluster) -> None:

@@ -6,11 +6,13 @@ import errno
 import socket
 from collections.abc import Iterator
 
+import attrs
 import pytest
 import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from gapconn.dedup.repeats import SinkDedup
 from gapconn.record import Batch, Chunk, ChunkKind, Records
 from gapconn.sinks.udp import UdpSink, UdpSinkConfig
 from gapconn.sources.udp import UdpSource, UdpSourceConfig
@@ -53,6 +55,17 @@ async def test_every_value_is_one_datagram_in_order(target: socket.socket) -> No
     assert waiting(target) == [b"one", b"", b"two", b"two", b"x" * 65_507]
     assert inlet.accepted == [0, 1]
     assert inlet.losses == []
+
+
+async def test_copies_of_mirror_ports_are_left_out_and_their_deliveries_accepted(target: socket.socket) -> None:
+    config = attrs.evolve(sink_config(target), dedup=SinkDedup(identity="hash"))
+    inlet, context = ScriptedInlet(script=[batch(b"one", b"one"), batch(b"one"), batch(b"two", b"one")]), make_context()
+    with trio.fail_after(5):
+        await UdpSink(config, context).run(inlet)
+
+    assert waiting(target) == [b"one", b"two"]
+    assert inlet.accepted == [0, 1, 2]
+    assert context.counters["repeats_dropped"] == 3
 
 
 async def test_null_values_are_skipped_counted_and_logged(target: socket.socket) -> None:
