@@ -146,6 +146,12 @@ def _source_conflicts(a: SourceSection, b: SourceSection) -> Iterator[str]:
             f"both would take files from {theirs.directory}: one source for two egresses; give one of them a"
             " source.directory of its own, outside of the other's"
         )
+    member = getattr(ours, "group_instance_id", "")
+    if member and member == getattr(theirs, "group_instance_id", "") and ours.group_id == theirs.group_id:
+        yield (
+            f"both would be member {member!r} of group {ours.group_id!r}: the broker lets only one of them in; give one"
+            " of them a source.group_instance_id of its own"
+        )
     if _both(ours, theirs, "state_file", str) and Path(ours.state_file).resolve() == Path(theirs.state_file).resolve():
         yield f"both would remember their files in {theirs.state_file}; give one of them a source.state_file of its own"
 

@@ -40,7 +40,7 @@ def render(status: Mapping[str, Any]) -> str:
 <meta name="viewport" content="width=device-width"><title>{_text(headline)} - gapconn monitor</title>
 <style>{_STYLE}</style></head><body>
 <h1>gapconn monitor {_text(status["name"])}</h1>
-<p id="headline">{_text(headline)}{": out: " + _text(", ".join(out)) if out else ""}</p>
+<p id="headline">{_text(headline)}{", out: " + _text(", ".join(out)) if out else ""}</p>
 <p class="quiet">up for {_duration(status["uptime_s"])}, version {_text(status["version"])},
  <a href="/status">/status</a> <a href="/metrics">/metrics</a></p>
 <h2>Pairs</h2>
@@ -59,7 +59,7 @@ def _pair_row(pair: Mapping[str, Any]) -> str:
         notes.append(f"out for {_duration(pair['out_for_s'])}")
     if state == "recovering":
         notes.append(f"healthy for {_duration(pair['healthy_for_s'])} of {_duration(pair['must_be_healthy_for_s'])}")
-    if pair["times_out"]:
+    if pair["times_out"] > 1:
         notes.append(f"out {pair['times_out']} times lately")
     return (
         f'<tr id="pair-{_text(pair["pair"])}"><th>{_text(pair["pair"])}</th>'
@@ -88,7 +88,7 @@ def _egress(end: Mapping[str, Any], positions: int | None) -> str:
     if end["gaps"]:
         notes.append(f"{end['gaps']} positions missing")
     if positions:
-        notes.append(f"{positions} partitions followed")
+        notes.append(f"knows where {positions} partition{'s stand' if positions > 1 else ' stands'}")
     return _badge("down" if end["problems"] else "up", "failing" if end["problems"] else "receiving") + _notes(notes)
 
 

@@ -176,15 +176,16 @@ class Watcher:
             self.out_since_s = now_s
             text = f"the egress failed: {self.failure}"
             self._notifier.tell("error", "egress_failed", pair, text, times_out=self.machine.times_out)
-            self._notifier.alert("GapconnEgressDown", pair, text)
         elif effect is PairEffect.LET_WORK:
             self.out_since_s = None
             text = f"the egress has been healthy for {self.machine.good_for_s(now_s):.0f} s"
             self._notifier.tell("info", "egress_back", pair, text)
-            self._notifier.alert("GapconnEgressDown", pair, None)
         elif before is PairState.OUT and self.machine.state is PairState.RECOVERING:
             text = f"the egress is healthy again; if it stays so for {self.machine.hold_s:.0f} s, its ingress may work"
             self._notifier.tell("info", "egress_recovering", pair, text)
+        if self.machine.wants_hold is not None:  # a monitor that was restarted raises what its predecessor had raised
+            down = f"the egress failed: {self._reason}" if self.machine.wants_hold else None
+            self._notifier.alert("GapconnEgressDown", pair, down)
 
     def _mistake(self) -> str:
         """Why these two cannot be a pair."""

@@ -231,27 +231,32 @@ async def test_what_the_gap_swallowed_is_sent_again_without_anybody_carrying_a_l
 async def test_the_page_in_a_browser(
     pair: PairProcesses, monitors: MonitorProcess, token_file: Path, tmp_path: Path
 ) -> None:
-    egress, ingress = await pair.egress(), pair.start("ingress")
-    await ingress.wait_logged("source_started")
-    dead = attrs.evolve(pair, name="b", egress_admin=pair.ends.free_address(), ingress_admin=pair.ends.free_address())
-    sections = watched(pair, token_file) + watched(dead, token_file)
-    monitor = await start(monitors, "one", sections)
-    await monitor.until_status(
-        lambda s: [p["state"] for p in s["pairs"]] == ["working", "out"], "one works, one is out"
-    )
-    picture = Path(os.environ.get("GAPCONN_TEST_SCREENSHOT", str(tmp_path / "monitor.png")))
-    page, drawn = await browse(f"http://{await monitor.admin()}/", tmp_path, picture)
+    """One pair works; the egress of the other is dead, and its ingress is held."""
+    other = PairProcesses.make(tmp_path / "b", "b", GENERATE, DISCARD, token_file)
+    try:
+        await pair.egress()
+        for ingress in (pair.start("ingress"), other.start("ingress")):
+            await ingress.wait_logged("source_started")
+        monitor = await start(monitors, "one", watched(pair, token_file) + watched(other, token_file))
+        states = ["working", "out"]
+        await monitor.until_status(
+            lambda s: [p["state"] for p in s["pairs"]] == states and s["pairs"][1]["ingress"]["at_rest"], "b is out"
+        )
+        picture = Path(os.environ.get("GAPCONN_TEST_SCREENSHOT", str(tmp_path / "monitor.png")))
+        page, drawn = await browse(f"http://{await monitor.admin()}/", tmp_path, picture)
+    finally:
+        other.ends.close()
     text = html.unescape(re.sub(r"<[^>]+>", " ", page))
-    assert re.search(r'<p id="headline">1 of 2 pairs work: out: b</p>', page)
+    assert re.search(r'<p id="headline">1 of 2 pairs work, out: b</p>', page)
     rows = dict(re.findall(r'<tr id="pair-(\w+)">(.*?)</tr>', page, re.DOTALL))
     assert set(rows) == {"a", "b"}
-    assert "working" in rows["a"]
-    assert "sending" in rows["a"]
-    assert "receiving" in rows["a"]
-    assert "no answer" in rows["b"]
+    for words in ("working", "sending", "receiving"):
+        assert words in rows["a"]
+        assert words not in rows["b"]
+    for words in ("out", "paused", "held by monitor:one", "no answer"):
+        assert words in rows["b"]
     assert "the egress failed" in text
     assert drawn.startswith(b"\x89PNG")
-    assert egress.process.poll() is None
 
 
 async def browse(url: str, directory: Path, picture: Path) -> tuple[str, bytes]:

@@ -118,6 +118,19 @@ def test_a_session_begins_with_startups_that_name_the_one_before() -> None:
     assert types(subject.message(b"at once")) == [DATA]
 
 
+@pytest.mark.req("GC-SESS-17")
+def test_an_ingress_that_is_paused_says_so_and_its_session_goes_on() -> None:
+    subject = ingress(previous_epoch=1)
+    subject.start(10.0)
+    subject.sender.paused = True
+    subject.tick(11.0)
+    subject.sender.paused = False
+    subject.tick(12.0)
+    assert [said(datagram).phase for datagram in subject.sent[3:]] == [Phase.PAUSED, Phase.ACTIVE]
+    subject.sender.paused = True
+    assert {said(bytes(burst.bytes)).phase for burst in subject.sender.stop()} == {Phase.CLOSING}
+
+
 @pytest.mark.req("GC-SESS-3")
 def test_an_ingress_without_state_announces_itself_for_one_interruption_timeout() -> None:
     subject = ingress(previous_epoch=0)

@@ -72,6 +72,7 @@ def _announcements() -> dict[str, bytes]:
         "startup: announcing": Session(epoch=10, sequence=3).startup(phase=Phase.ANNOUNCING),
         "startup: a successor": Session(epoch=11, previous_epoch=10).startup(),
         "startup: with FEC": Session(epoch=10).startup(fec_source_symbols=40, fec_repair_symbols=8),
+        "heartbeat: paused": Session(epoch=10, sequence=3).heartbeat(phase=Phase.PAUSED),
         "heartbeat: shortest interval and timeout": Session(epoch=10, sequence=3).heartbeat(
             heartbeat_interval_ms=1, interruption_timeout_ms=1
         ),

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from gapconn.errors import LinkError
+from gapconn.pauses import Hold
 from gapconn.protocol.positions import Standing
 from gapconn.protocol.receiver import Progress
 from gapconn.store.state import POSITIONS_MAX, U64_MAX, EgressState, IngressState
@@ -183,6 +184,7 @@ HOLD = """
 import signal, sys
 from pathlib import Path
 from gapconn.protocol.positions import Standing
+from gapconn.pauses import Hold
 from gapconn.store.state import EgressState, IngressState
 state = {"ingress": IngressState, "egress": EgressState}[sys.argv[1]].open(Path(sys.argv[2]), "orders", 7)
 print("held", flush=True)
@@ -232,6 +234,7 @@ from itertools import count
 from pathlib import Path
 from gapconn.protocol.positions import Standing
 from gapconn.protocol.receiver import Progress
+from gapconn.pauses import Hold
 from gapconn.store.state import EgressState, IngressState
 if sys.argv[1] == "egress":
     state = EgressState.open(Path(sys.argv[2]), "orders", 7)
@@ -435,3 +438,16 @@ def test_a_name_that_would_leave_the_directory_is_refused(tmp_path: Path, role: 
 def test_a_name_with_odd_characters_is_a_file_name(tmp_path: Path, role: str, opener: Opener) -> None:
     opener(tmp_path, "50% of #1?mode=memory", 7).close()
     assert _file(tmp_path, role, "50% of #1?mode=memory").exists()
+
+
+def test_holds_are_kept_also_in_a_file_that_was_made_before_there_were_any(tmp_path: Path) -> None:
+    with IngressState.open(tmp_path, "orders", 1) as state, state._file.transaction("saved") as db:
+        db.execute("DROP TABLE hold")
+    holds = [Hold(owner="operator", reason="disk", since_s=1.5, renewed_s=2.5)]
+    with IngressState.open(tmp_path, "orders", 1) as state:
+        assert state.holds() == []
+        state.save_holds(holds)
+    with IngressState.open(tmp_path, "orders", 1) as state:
+        assert state.holds() == holds
+        state.save_holds([])
+        assert state.holds() == []
