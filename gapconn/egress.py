@@ -232,7 +232,7 @@ class Egress:
     @property
     def sink_stalled_s(self) -> float:
         """For how long the sink has accepted nothing although messages wait for it, in seconds."""
-        return self.hang.sink_stalled_s(trio.current_time())
+        return self.hang.sink_stalled_s(trio.current_time()) if self.queue.unaccepted else 0.0
 
     # -- What became of it -----------------------------------------------------------------------------------
 

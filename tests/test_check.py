@@ -256,3 +256,31 @@ def test_the_key_file_is_read_as_at_a_start(checked: Check, tmp_path: Path) -> N
     (tmp_path / "a.key").chmod(0o644)
     (problem,) = checked(text, role=Role.EGRESS).problems
     assert "others may read or change this key file (mode 0644): chmod 600 a.key" in problem
+
+
+def test_two_pairs_are_not_the_same_static_member_of_a_group(checked: Check) -> None:
+    def kafka(group: str, member: str) -> str:
+        named = f'\ngroup_instance_id = "{member}"' if member else ""
+        return f'type = "kafka"\nbootstrap_servers = "k:9092"\ntopics = ["t"]\ngroup_id = "{group}"{named}'
+
+    def problems(*sources: str) -> list[str]:
+        texts = [pair(f"p{n}", f"10.0.0.1:{7400 + n}", source=source) for n, source in enumerate(sources)]
+        return checked(*texts, separate_hosts=False).problems
+
+    (problem,) = problems(kafka("g", "one"), kafka("g", "one"))
+    assert "both would be member 'one' of group 'g'" in problem
+    assert problems(kafka("g", "one"), kafka("g", "two"), kafka("h", "one"), kafka("g", ""), kafka("g", "")) == []
+
+
+def test_the_token_file_is_looked_at_where_the_ingress_is(checked: Check) -> None:
+    token = Path("token")
+    token.touch(mode=0o600)
+    token.write_text("too short")
+    text = pair("a", "10.0.0.1:7400", rest='[admin]\ntoken_file = "token"')
+    (problem,) = checked(text).problems
+    assert problem.startswith("1.toml: admin.token_file: token: not a token")
+    assert checked(text, role=Role.EGRESS).problems == []
+    token.unlink()
+    assert checked(text).problems == [], "it need not be on the egress's host"
+    (problem,) = checked(text, role=Role.INGRESS).problems
+    assert "there is no such token file; make one by" in problem

@@ -87,6 +87,9 @@ def test_the_command_is_installed() -> None:
         [],
         ["ingress"],
         ["egress"],
+        ["pause"],
+        ["resume"],
+        ["monitor"],
         ["check"],
         ["demo"],
         ["bench"],
@@ -299,3 +302,34 @@ def test_lines_cross_between_two_processes(tmp_path: Path) -> None:
     finally:
         egress.kill()
         egress.communicate()
+
+
+@pytest.mark.parametrize("command", ["pause", "resume"])
+@pytest.mark.parametrize(
+    ("admin", "code", "words"),
+    [
+        ("", 2, "admin.token_file: missing"),
+        ('listen = "127.0.0.1:0"\ntoken_file = "token"', 2, "port 0"),
+        ('token_file = "nowhere"', 2, "no such token file"),
+        ('listen = "127.0.0.1:1"\ntoken_file = "token"', 1, "http://127.0.0.1:1/"),
+    ],
+)
+def test_an_ingress_that_cannot_be_controlled(command: str, admin: str, code: int, words: str) -> None:
+    token = Path("token")
+    token.touch(mode=0o600)
+    token.write_text("0123456789abcdef")
+    Path("pair.toml").write_text(PAIR + f"[admin]\n{admin}\n")
+    result = CliRunner().invoke(main, [command, "pair.toml"])
+    assert (result.exit_code, words in result.stderr) == (code, True), result.stderr
+
+
+def test_the_file_of_a_monitor_is_checked() -> None:
+    file = Path("monitor.toml")
+    file.write_text('[pair.a]\negress = "http://e:1"\naction = "webhook"\naction_url = "http://w"\n')
+    result = CliRunner().invoke(main, ["monitor", "--check", "monitor.toml"])
+    assert (result.exit_code, result.stdout.splitlines()[1].strip()) == (0, "a: ingress not watched, egress http://e:1")
+    file.write_text("[monitor]\nintervall = 1\n")
+    result = CliRunner().invoke(main, ["monitor", "monitor.toml"])
+    assert result.exit_code == 2
+    assert "intervall" in result.stderr
+    assert "no pair to watch" in result.stderr

@@ -207,6 +207,8 @@ class Watcher:
         wanted = self.machine.wants_hold
         if self.misconfigured or wanted is None:
             return
+        if self.machine.state is PairState.RECOVERING and self.ingress.answered and not self.held:
+            return  # nobody has held it while the egress was away (or a person let it go): now it is too late for that
         try:
             if self.pair.settings.action == "http":
                 await self._reconcile(control, wanted)

@@ -184,6 +184,22 @@ async def test_two_monitors_do_not_fight_and_one_that_is_gone_does_not_hold_for_
 
 
 @pytest.mark.timeout(400)
+async def test_a_pair_that_was_out_of_sight_is_not_disturbed_when_it_is_seen_again(
+    pair: PairProcesses, monitors: MonitorProcess, token_file: Path
+) -> None:
+    """As when a monitor is started before the pairs, or was cut off for a while."""
+    monitor = await start(monitors, "one", watched(pair, token_file), recover_after="3s")
+    await until_state(monitor, "out")
+    await pair.egress()
+    await until_state(monitor, "recovering")
+    ingress = pair.start("ingress")
+    await ingress.wait_logged("source_started")
+    await until_state(monitor, "working")
+    assert not ingress.logged("pausing")
+    assert (await ingress.status())["paused"]["holds"] == []
+
+
+@pytest.mark.timeout(400)
 async def test_what_is_no_pair_is_left_alone(pair: PairProcesses, monitors: MonitorProcess, token_file: Path) -> None:
     """The addresses were mixed up: the ingress stands where the egress should."""
     ingress = pair.start("ingress")
