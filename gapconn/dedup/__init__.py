@@ -7,5 +7,5 @@
 
 Pure, without sockets, clocks and Kafka: `identity`, `offsets`, `window`, `order`, `links`, `changelog`, and
 `deduplicator`, which puts them together. Around them: `kafka` (exactly once, by transactions), `datagrams` (UDP) and
-`service`; and `inlet`, the option `dedup` of a sink.
+`service`; and `repeats`, the option `dedup` of a sink.
 """

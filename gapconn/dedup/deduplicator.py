@@ -8,7 +8,7 @@ identities: a record passes when its id is not among the last ones (`Window`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import compress
 from typing import Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -88,8 +88,13 @@ class Deduplicator(Protocol[T]):
     def held(self) -> Iterable[T]:
         """What waits."""
 
-    def changes(self, time_s: float) -> list[Change]:
-        """How the state differs from that of the last call, without what waits. `time_s`: seconds since 1970."""
+    def changes(self, time_s: float, unread: Callable[[], Iterable[str]]) -> list[Change]:
+        """How the state differs from that of the last call, without what waits.
+
+        Args:
+            time_s: Now, in seconds since 1970.
+            unread: The links of which more has arrived than was taken so far.
+        """
 
     def restore(self, values: Mapping[bytes, bytes]) -> None:
         """Take over the state that `changes` has written: the last value of each key."""
@@ -205,11 +210,12 @@ class OriginDeduplicator(Generic[T]):
             for outgoing in source.hold.items:
                 yield outgoing.item
 
-    def changes(self, time_s: float) -> list[Change]:
+    def changes(self, time_s: float, unread: Callable[[], Iterable[str]]) -> list[Change]:
         changes = []
         for source in self._touched.values():
-            for hole in source.seen.forget_holes():
-                source.unsaved.add(*hole)
+            if source.seen.holes > self.holes_max:
+                for hole in source.seen.forget_holes(source.trail.passed(unread())):
+                    source.unsaved.add(*hole)
             if not len(source.unsaved):
                 continue
             if source.log.snapshot_is_due:
@@ -294,7 +300,7 @@ class WindowDeduplicator(Generic[T]):
     def held(self) -> Iterator[T]:
         return iter(())
 
-    def changes(self, time_s: float) -> list[Change]:
+    def changes(self, time_s: float, unread: Callable[[], Iterable[str]]) -> list[Change]:
         closed, forgotten = self.window.close_chunk(time_s)
         numbers = {chunk.number for chunk in closed}
         return [

@@ -52,6 +52,7 @@ IDLE_WAIT_S: Final = 0.1
 DISCOVERY_INTERVAL_S: Final = 10.0
 PROBE_INTERVAL_S: Final = 1.0
 MISSING_INTERVAL_S: Final = 2.0
+UNREAD_PATIENCE_S: Final = 10.0
 RENEWAL_INTERVAL_S: Final = 3600.0
 """All offsets are committed so often, moved or not: brokers forget a group without members, by default in a week."""
 
@@ -197,6 +198,7 @@ class _Session:
         self._commit_due = 0.0
         self._next_discovery = 0.0
         self._next_look = 0.0
+        self._opened_s = time.monotonic()
         self._next_renewal = time.monotonic() + RENEWAL_INTERVAL_S
         self._clients = Clients(file, watch)
         self._transactions = Transactions(self._clients, file.dedup.name, watch, lambda: owner.stopping)
@@ -448,7 +450,7 @@ class _Session:
     def _commit(self) -> None:
         """Commit records, state and offsets together."""
         self._transactions.begin()
-        for key, value in self._deduplicator.changes(time.time()):
+        for key, value in self._deduplicator.changes(time.time(), self._unread_links):
             self._transactions.produce(self._file.state_topic, value, key, 0)
         offsets, held = self._offsets()
         self._transactions.commit(self._consumer, offsets)
@@ -462,6 +464,18 @@ class _Session:
         # transaction: whatever lets it go begins one.
         self._moved = set()
         self._held_places = held
+
+    def _unread_links(self) -> set[str]:
+        """Links with records in their topics that were not read yet, and are being read."""
+        unread = set()
+        for (topic, number), reading in self._readings.items():
+            # What the client library knows from its last fetch, without a request. Markers at the end are never read,
+            # so a link that has brought nothing for a while counts as read.
+            _, high = self._consumer.get_watermark_offsets(TopicPartition(topic, number), cached=True)
+            last_s = self._book.links[reading.link].last_s or 0
+            if reading.position < high and time.monotonic() - max(last_s, self._opened_s) < UNREAD_PATIENCE_S:
+                unread.add(reading.link)
+        return unread
 
     def _offsets(self) -> tuple[list[TopicPartition], frozenset[Place]]:
         """What to commit of the inputs: nothing behind a record that waits; and where something waits."""

@@ -71,8 +71,8 @@ class Trail:
             self.highs[link] = offset
 
     def passed(self, links: Iterable[str]) -> int:
-        """The offset that all of these links have reached."""
-        return min((self.highs.get(link, self.base) for link in links), default=self.front)
+        """The offset that all of these links are known to have reached; -1 where one has brought nothing yet."""
+        return min((self.highs.get(link, -1) for link in links), default=self.front)
 
     def mark(self, now_s: float, links: Sequence[str]) -> None:
         """Remember where the first link is now; forget what all have reached."""

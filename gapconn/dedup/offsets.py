@@ -4,12 +4,16 @@ Offsets have holes that never fill (transaction markers, compaction), and holes 
 the other has, what is sent again). Nobody can tell them apart, so holes are kept, up to a number. Beyond it the oldest
 hole is forgotten: it counts as taken from then on, and whatever should still come for it is dropped as a repeat. The
 other choice, to let it pass, would let everything pass a second time that a slow link brings from there.
+
+A hole for which copies may already lie in an input, only not read yet, is not forgotten for that: after a standstill
+one input may be read far ahead of another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
+from typing import Final
 
 import attrs
 
@@ -23,6 +27,10 @@ class Verdict(IntEnum):
     NEW = 1
     LATE = 2
     """New, and behind one that was taken before: it fills a hole."""
+
+
+UNREAD_FACTOR: Final = 10
+"""So many times more holes are kept while inputs that may fill them are read."""
 
 
 @attrs.define(kw_only=True)
@@ -61,12 +69,18 @@ class SeenOffsets:
         """How many holes there are between the first and the last that was taken."""
         return max(len(self.ranges) - 1, 0)
 
-    def forget_holes(self) -> list[Range]:
-        """Forget the oldest holes that are too many; which ones."""
+    def forget_holes(self, settled_to: int) -> list[Range]:
+        """Forget the oldest holes that are too many; which ones.
+
+        Args:
+            settled_to: For what is above it, copies may already lie in an input.
+        """
         forgotten = []
         while self.holes > self.holes_max:
             ranges = iter(self.ranges)
             hole = (next(ranges)[1] + 1, next(ranges)[0] - 1)
+            if hole[1] > settled_to and self.holes <= UNREAD_FACTOR * self.holes_max:
+                break
             self.ranges.add(*hole)
             forgotten.append(hole)
         self.holes_forgotten += len(forgotten)

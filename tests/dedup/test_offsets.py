@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gapconn.dedup.offsets import SeenOffsets, Verdict, runs
+from gapconn.dedup.offsets import UNREAD_FACTOR, SeenOffsets, Verdict, runs
 
 OFFSETS = st.lists(st.integers(0, 60), max_size=25)
 NO_LIMIT = 10**9
@@ -41,7 +41,7 @@ def test_with_bounded_holes_nothing_passes_twice_and_only_what_is_in_a_forgotten
             else:
                 assert offset not in passed | forgotten
                 passed.add(offset)
-        for first, last in seen.forget_holes():
+        for first, last in seen.forget_holes(10**9):
             hole = set(range(first, last + 1))
             assert not hole & passed
             forgotten |= hole
@@ -52,14 +52,21 @@ def test_with_bounded_holes_nothing_passes_twice_and_only_what_is_in_a_forgotten
 def test_the_oldest_hole_is_forgotten_first() -> None:
     seen = SeenOffsets(holes_max=1)
     seen.take([1, 3, 5])
-    assert seen.forget_holes() == [(2, 2)]
+    assert seen.forget_holes(10**9) == [(2, 2)]
     assert seen.take([2, 4]) == [Verdict.REPEAT, Verdict.LATE]
+
+
+def test_holes_that_unread_inputs_may_fill_are_bounded_too() -> None:
+    seen = SeenOffsets(holes_max=2)
+    seen.take(range(0, 100, 2))
+    seen.forget_holes(settled_to=3)
+    assert seen.holes == 2 * UNREAD_FACTOR
 
 
 def test_what_is_older_than_everything_is_not_in_a_hole() -> None:
     seen = SeenOffsets(holes_max=1)
     seen.take([100, 102, 104])
-    seen.forget_holes()
+    seen.forget_holes(10**9)
     assert seen.take([99, 101]) == [Verdict.LATE, Verdict.REPEAT]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Iterable
 
 import pytest
@@ -65,7 +66,7 @@ async def test_two_lossy_links_make_one_complete_topic_in_order(ends: Ends, kafk
     assert end.log[-1]["event"] == "dedup_stopped"
 
 
-PIECE = 200
+PIECE = 20
 """Offsets of a partition that are sent at once."""
 
 
@@ -77,6 +78,7 @@ def feed(kafka: Cluster, inputs: list[str], enough: threading.Event) -> int:
         if pieces:
             send_piece(kafka, inputs[1], 1, pieces - 1)
         pieces += 1
+        time.sleep(0.1)  # for as long as it takes to kill, this goes on
     send_piece(kafka, inputs[1], 1, pieces - 1)
     return pieces
 
@@ -137,6 +139,7 @@ async def test_killed_again_and_again_under_load_it_still_writes_each_record_onc
 
 
 @pytest.mark.kafka
+@pytest.mark.timeout(600)  # starts a broker twice
 async def test_a_broker_that_is_restarted_costs_nothing(ends: Ends, kafka_node: KafkaNode) -> None:
     kafka = Cluster(kafka_node.address)
     inputs, output = topics(kafka)
