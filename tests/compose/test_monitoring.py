@@ -1,4 +1,4 @@
-"""Alert rules and the dashboard name only what a running ingress and egress show, and Prometheus takes the files."""
+"""Alert rules and the dashboard name only what running programs show, and Prometheus takes the files."""
 
 from __future__ import annotations
 
@@ -6,22 +6,62 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.processes.conftest import ends as ends  # noqa: PLC0414 - a fixture
-from tests.processes.ends import Ends
+from tests.processes.ends import End, Ends
 
 ROOT = Path(__file__).parent.parent.parent
 RULES = ROOT / "kubernetes" / "gapconn" / "files" / "alerts.yml"
 DASHBOARD = ROOT / "compose" / "grafana" / "dashboards" / "gapconn.json"
 NAME = re.compile(r"\b(?:gapconn|process)_[a-z_]+\b")
 LABEL = re.compile(r"\{\{\s*\$?(?:labels\.)?(\w+)\s*\}\}")
+DEDUP = """
+[dedup]
+name = "orders"
+identity = "hash"
+
+[[input]]
+link = "a"
+type = "udp"
+listen = "127.0.0.1:0"
+
+[[input]]
+link = "b"
+type = "udp"
+listen = "127.0.0.1:0"
+
+[output]
+type = "udp"
+send_to = "127.0.0.1:9"
+
+[admin]
+listen = "127.0.0.1:0"
+
+[log]
+format = "json"
+"""
+MONITOR = """
+[monitor]
+listen = "127.0.0.1:0"
+
+[pair.orders]
+egress = "http://{egress}"
+action = "command"
+pause_command = ["true"]
+resume_command = ["true"]
+
+[log]
+format = "json"
+"""
 OF_PROMETHEUS = {"instance", "job", "alertname", "value"}
 
 
@@ -38,14 +78,41 @@ def targets() -> list[dict[str, str]]:
     return [target for panel in dashboard()["panels"] for target in panel["targets"]]
 
 
-async def test_every_metric_and_label_is_one_that_a_running_end_shows(ends: Ends) -> None:
+@attrs.define
+class Programs(Ends):
+    """To start what has a file of its own."""
+
+    command: str = ""
+
+    @property
+    def file(self) -> Path:
+        return self.directory / f"{self.command}.toml"
+
+    def run(self, command: str, text: str) -> End:
+        self.command = command
+        self.file.write_text(text)
+        return self.start(command)
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Iterator[Programs]:
+    programs = Programs(tmp_path)
+    try:
+        yield programs
+    finally:
+        programs.close()
+
+
+async def test_every_metric_and_label_is_one_that_a_running_end_shows(ends: Ends, programs: Programs) -> None:
     ends.configure(source='type = "generate"\nrate = "1 Mbit/s"', sink='type = "discard"')
     egress = await ends.egress()
     ingress = await ends.ingress()
+    dedup = programs.run("dedup", DEDUP)
+    monitor = programs.run("monitor", MONITOR.format(egress=await egress.admin()))
     await egress.until_status(lambda status: status["received"]["records"] > 0, "records arrive")
     names: set[str] = set()
     labels: set[str] = set(OF_PROMETHEUS)
-    for end in (ingress, egress):
+    for end in (ingress, egress, dedup, monitor):
         for family in text_string_to_metric_families((await end.get("/metrics")).text):
             for sample in family.samples:
                 names.add(sample.name)
@@ -59,7 +126,7 @@ async def test_every_metric_and_label_is_one_that_a_running_end_shows(ends: Ends
     texts = [text for rule in rules() for text in rule["annotations"].values()]
     texts += [target["legendFormat"] for target in targets()]
     shown = {label for text in texts for label in LABEL.findall(text)}
-    assert {"link", "role", "reason"} <= shown
+    assert {"link", "role", "reason", "pair", "input"} <= shown
     assert shown <= labels, sorted(shown - labels)
 
 

@@ -184,15 +184,16 @@ class Stack:
     def note_outage(self, what: str, since_ms: int, partitions: Iterable[str] = ()) -> float:
         """Wait until data flows again everywhere, and note how long after `since_ms` it did, in seconds.
 
-        That is the end of the last silence that had begun by a second after; 0 if there was none.
+        That is the end of the last silence that had begun by now; 0 if there was none.
         """
+        begun_by_ms = max(now_ms(), since_ms + 1000)
         self.until_flowing(since_ms + 1000, partitions)
         places = self.ledger()["partitions"]
         ends = [
             end - since_ms
             for place in list(partitions) or list(places)
             for begin, end in places[place]["silences"]
-            if begin < since_ms + 1000 and end > since_ms
+            if begin < begun_by_ms and end > since_ms
         ]
         self.figures[what] = round(max(ends, default=0) / 1000, 1)
         return self.figures[what]
@@ -263,7 +264,7 @@ print(answer.read().decode())
 
 @contextmanager
 def running(name: str) -> Iterator[Stack]:
-    """A stack from a clean state, with data flowing; gone afterwards. When a test fails, its logs are shown."""
+    """A stack from a clean state, with data flowing; gone afterwards. Its logs are printed, for when a test fails."""
     stack = Stack(name)
     stack.compose("down", "--volumes", "--remove-orphans", "--timeout", "1")
     begun_ms = now_ms()
@@ -272,9 +273,7 @@ def running(name: str) -> Iterator[Stack]:
         stack.until_flowing()
         stack.figures["start"] = round((now_ms() - begun_ms) / 1000, 1)
         yield stack
-    except BaseException:
-        print(stack.compose("ps", check=False))  # noqa: T201 - shown when the test fails
-        print(stack.compose("logs", "--no-color", "--tail", "80", check=False))  # noqa: T201
-        raise
     finally:
+        print(stack.compose("ps", check=False))  # noqa: T201
+        print(stack.compose("logs", "--no-color", "--tail", "60", check=False))  # noqa: T201
         stack.compose("down", "--volumes", "--remove-orphans", "--timeout", "1", check=False)
