@@ -247,8 +247,8 @@ def test_state_directory(monkeypatch: pytest.MonkeyPatch, uid: int, environ: dic
             'interruption_timeout = "1999ms"',
             "shorter than 2 heartbeat intervals (2s): got '1999ms', allowed: at least 2",
         ),
-        ('hold = "2 h"', "link.hold: must be at most 1 h: got '2 h'"),
-        ('order = "any"', 'link.order: not one of the allowed values: got \'any\', allowed: "strict", "available"'),
+        ('hold = "2 h"', "link.hold: must be at most 1h: got '2 h'"),
+        ('order = "any"', 'link.order: not one of the choices: got \'any\', allowed: "strict", "available"'),
         ('reorder_timeout = "2 s"', "link.reorder_timeout: is now called hold"),
         ('message_bytes_max = "65 MiB"', "link.message_bytes_max: must be at most 64 MiB: got '65 MiB'"),
         ('batch_bytes = "17 MiB"', "link.batch_bytes: more than message_bytes_max (16 MiB): got '17 MiB'"),
@@ -693,3 +693,21 @@ def test_security(load: Load) -> None:
 )
 def test_wrong_security(problems: Problems, keys: str, sentence: str) -> None:
     assert any(sentence in problem for problem in problems(f"{SMALLEST}[link.security]\n{keys}{ENDS}"))
+
+
+def test_a_sink_of_byte_streams_needs_its_order(tmp_path: Path) -> None:
+    text = """
+        [link]
+        name = "orders"
+        address = "127.0.0.1:7400"
+        order = "available"
+        [sink]
+        type = "files"
+        directory = "/tmp/x"
+        """
+    path = tmp_path / "pair.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r'link\.order: the files sink takes byte streams: got "available"'):
+        load_pair(path, {}, role=Role.EGRESS)
+    path.write_text(text.replace('"files"', '"stdout"').replace('directory = "/tmp/x"', ""))
+    assert load_pair(path, {}, role=Role.EGRESS).link.order == "available"

@@ -174,3 +174,47 @@ async def test_what_the_sink_cannot_use_stays_lost(way: Link) -> None:
         assert egress.queue.unaccepted == 0
     assert declined == [1]
     assert len(stored(way).open_entries) == 1
+
+
+@pytest.mark.req("GC-DLV-35", "GC-DLV-36")
+async def test_with_order_available_nothing_waits_and_what_comes_behind_is_marked(tmp_path: Path) -> None:
+    way = link(tmp_path, heartbeat_interval=5, order="available", hold=3_000)
+    sink, session = Taking(), Session(way)
+    messages = [session.numbers((first, 10)) for first in range(0, 60, 10)]
+    async with running(way, sink) as egress:
+        await feed(egress, session.start + messages[0] + messages[2] + messages[3])
+        await until(lambda: 39 in sink.numbers)
+        assert not list(egress.journal)
+        await feed(egress, session.repeat(messages[1]))
+        await until(lambda: 19 in sink.numbers)
+        await feed(egress, messages[5])
+        await until(lambda: 59 in sink.numbers)
+    assert [delivery.late for delivery in sink.deliveries] == [False, False, False, True, False]
+    assert not list(stored(way))
+    async with running(way, sink) as egress:  # it knows what it delivered ahead
+        await feed(egress, session.repeat(messages[5]))
+        await until(lambda: egress.core.repeats_not_needed > 0)
+        await until(lambda: missing(egress.journal) == {(STREAM, 0): [(40, 49)]})
+        await feed(egress, session.repeat(messages[4]))
+        await until(lambda: not egress.journal.open_entries)
+        assert egress.core.counters.records_lost == 10
+    assert sorted(sink.numbers) == list(range(60))
+    assert [delivery.late for delivery in sink.deliveries][5:] == [True]
+
+
+@pytest.mark.req("GC-DLV-36", "GC-DLV-20")
+async def test_what_is_in_the_spool_ahead_is_delivered_once_after_a_kill(tmp_path: Path) -> None:
+    way = link(tmp_path / "state", heartbeat_interval=5, shutdown_grace=0, order="available", hold=3_000)
+    spool = Spool(directory=str(tmp_path), after=Seconds(0.01))
+    session, away, sink = Session(way), Taking(going=trio.Event()), Taking()
+    messages = [session.numbers((first, 10)) for first in range(0, 40, 10)]
+    async with opened(way, away, spool) as egress, trio.open_nursery() as nursery:
+        nursery.start_soon(egress.run)
+        await feed(egress, session.start + messages[0] + messages[2])
+        await until(lambda: egress.queue.spooled == 2)
+        nursery.cancel_scope.cancel()
+    async with running(way, sink, spool) as egress:
+        await feed(egress, session.repeat(messages[1]) + session.repeat(messages[2]) + messages[3])
+        await until(lambda: 39 in sink.numbers)
+        assert not egress.journal.open_entries
+    assert sink.numbers == [*range(10), *range(20, 30), *range(10, 20), *range(30, 40)]

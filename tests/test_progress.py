@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gapconn.progress import ProgressTracker
-from gapconn.protocol.events import FollowReason, LinkInterrupted, MessageDelivered, MessagesLost, RecordsLost
+from gapconn.progress import ProgressTracker, continued
+from gapconn.protocol.envelope import Run
+from gapconn.protocol.events import (
+    FollowReason,
+    LinkInterrupted,
+    MessageDelivered,
+    MessageSettled,
+    MessagesLost,
+    RecordsLost,
+)
 from gapconn.protocol.events import SessionFollowed as Followed
 from gapconn.protocol.positions import Standing, StreamPartition
 from gapconn.protocol.receiver import Progress
@@ -258,3 +267,39 @@ def test_what_is_known_of_a_later_session_is_not_said_of_the_one_that_waits() ->
     later = tracker.take()
     assert later is not None
     assert (later.epoch, later.next_message, later.messages_known, later.ended) == (EPOCH + 1, 0, 9, False)
+
+
+def ahead(number: int, records: int = 10) -> MessageDelivered:
+    run = Run("orders", 0, number * 100 - 1, number * 100, number * 100 + 9, records, 0, False, 0)
+    return attrs.evolve(message(number, records=records, positions={}), ahead=True, runs=[run])
+
+
+@pytest.mark.req("GC-DLV-36")
+def test_what_was_accepted_ahead_is_stored_at_once_and_settled_in_its_turn() -> None:
+    tracker = ProgressTracker()
+    tracker.happened(followed())
+    accept_first, accept_third = tracker.expect(message(0)), tracker.expect(ahead(2))
+    accept_first()
+    accept_third()
+    took = tracker.take()
+    assert took is not None
+    assert (took.next_message, [each.number for each in took.ahead]) == (1, [2])
+    assert tracker.take() is None, "only what is new is given again"
+    tracker.expect(message(1))()
+    reached = Standing(EPOCH, 0, 209)
+    tracker.happened(MessageSettled(epoch=EPOCH, number=2, next_record=30, positions={P: reached}))
+    took = tracker.take()
+    assert took is not None
+    assert (took.next_message, took.next_record, took.ahead, took.positions) == (3, 30, (), {P: reached})
+
+
+@pytest.mark.req("GC-DLV-36", "GC-DLV-19")
+def test_what_is_in_the_spool_ahead_is_known_and_settled_with_the_messages_before_it() -> None:
+    reached = continued(None, [message(0), ahead(2), ahead(3)])
+    assert reached is not None
+    assert (reached.next_message, reached.next_record, reached.messages_known) == (1, 10, 4)
+    assert [each.number for each in reached.ahead] == [2, 3]
+    reached = continued(reached, [message(0), ahead(2), ahead(3), message(4, positions={})])
+    assert reached is not None
+    assert (reached.next_message, reached.next_record, reached.ahead) == (5, 50, ())
+    assert reached.positions == {P: Standing(EPOCH, 0, 309)}

@@ -109,6 +109,7 @@ class EgressView:
             "held": {
                 "incomplete_messages": core.held_messages,
                 "incomplete_bytes": core.held_bytes,
+                "ahead_messages": core.ahead_messages,
                 "late_messages": core.late_messages,
                 "late_bytes": core.late_bytes,
                 "sink_messages": len(egress.queue),

@@ -209,7 +209,12 @@ class EgressState:
                 (stream, _number(self._file, partition)): Standing(*(_number(self._file, text) for text in standing))
                 for stream, partition, *standing in rows
             },
-            ahead=tuple(self._ahead_of(each) for each in ahead_rows if _number(self._file, each[0]) >= next_message),
+            ahead=tuple(
+                sorted(
+                    (self._ahead_of(each) for each in ahead_rows if _number(self._file, each[0]) >= next_message),
+                    key=lambda ahead: ahead.number,
+                )
+            ),
         )
 
     def _ahead_of(self, row: tuple[str, str, str, bytes]) -> Ahead:

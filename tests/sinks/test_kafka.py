@@ -411,3 +411,17 @@ async def test_settings_that_librdkafka_refuses_end_the_sink() -> None:
     sink = KafkaSink(KafkaSinkConfig(bootstrap_servers="127.0.0.1:1", client={"no.such": 1}), make_context())
     with trio.fail_after(120), pytest.raises(SinkError, match="No such configuration property"):
         await sink.run(ScriptedInlet(script=[]))
+
+
+@pytest.mark.parametrize("what", ["repair", "late"])
+async def test_records_that_come_out_of_order_may_have_a_topic_of_their_own(kafka: Cluster, what: str) -> None:
+    topic, aside = kafka.create_topic(partitions=1), kafka.create_topic(partitions=1)
+    batch = Batch(origin="from", parts=[run_of([b"x"], first=40)])
+    inlet = ScriptedInlet(script=[])
+    marked = inlet.delivery(batch, message=1)
+    inlet.script = [batch, attrs.evolve(marked, repair=what == "repair", late=what == "late")]
+    with trio.fail_after(120):
+        await make_sink(kafka, topic=topic, late_topic=aside).run(inlet)
+    origin = ("gapconn-origin", b"from/orders/0/40")
+    assert [entry.headers for entry in kafka.read(topic)] == [[origin]]
+    assert [entry.headers for entry in kafka.read(aside)] == [[origin, (f"gapconn-{what}", b"1")]]

@@ -15,10 +15,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from gapconn.errors import LinkError
+from gapconn.protocol.envelope import Run
 from gapconn.protocol.positions import Standing
+from gapconn.protocol.reassembler import Ahead
 from gapconn.protocol.receiver import Progress
 from gapconn.store.state import POSITIONS_MAX, U64_MAX, EgressState, IngressState
 
@@ -435,3 +438,22 @@ def test_a_name_that_would_leave_the_directory_is_refused(tmp_path: Path, role: 
 def test_a_name_with_odd_characters_is_a_file_name(tmp_path: Path, role: str, opener: Opener) -> None:
     opener(tmp_path, "50% of #1?mode=memory", 7).close()
     assert _file(tmp_path, role, "50% of #1?mode=memory").exists()
+
+
+@pytest.mark.req("GC-DLV-36")
+def test_what_was_delivered_ahead_is_kept_until_it_has_had_its_turn(tmp_path: Path) -> None:
+    run = Run("orders", 3, 4, 5, U64_MAX, 2, 0, True, 1)
+    second = Ahead(number=2, first_record=20, record_count=2, runs=(run,))
+    third = Ahead(number=U64_MAX, first_record=U64_MAX, record_count=0, runs=())
+    before = progress(5, 1, 10, {})
+    with EgressState.open(tmp_path, "orders", 7) as state:
+        state.save(attrs.evolve(before, ahead=(second,)))
+        state.save(attrs.evolve(before, ahead=(third,)))  # what is new
+    with EgressState.open(tmp_path, "orders", 7) as state:
+        assert state.load() == attrs.evolve(before, ahead=(second, third))
+        state.save(progress(5, 3, 22, {}))
+    with EgressState.open(tmp_path, "orders", 7) as state:
+        assert state.load() == attrs.evolve(progress(5, 3, 22, {}), ahead=(third,))
+        state.save(progress(6, 0, 0, {}))
+    with EgressState.open(tmp_path, "orders", 7) as state:
+        assert state.load() == progress(6, 0, 0, {})

@@ -4,7 +4,7 @@ A `World` is changed only by its operations. Their arguments are plain numbers, 
 depends on nothing else, so a run is a list of `[name, arguments]` that can be written down as JSON and played again
 (`tests/protocol/scenarios`). After each operation the world checks everything that can be checked then.
 
-All times are whole ticks of 1/64 s. In binary that is exact, and a sixteenth of the reorder timeout is one tick, so
+All times are whole ticks of 1/64 s. In binary that is exact, and a sixteenth of the hold time is one tick, so
 that the core's own grid, which GC-DLV-8 allows it, never rounds, and the oracle can say exactly when a message is given
 up.
 """
