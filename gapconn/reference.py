@@ -22,8 +22,8 @@ _INTRODUCTION = """\
 
 One TOML file describes a link pair and is read by both ends: `gapconn ingress pair.toml` on the source side reads
 `[link]`, `[source]` and `[repeat_buffer]`, `gapconn egress pair.toml` on the destination side reads `[link]`, `[sink]`
-and `[spool]`. There is an [example](examples/) for every source and sink. `gapconn check pair.toml` says everything that is wrong
-with a file at once; given several files it also says which pairs cannot run side by side. Its options:
+and `[spool]`. There is an [example](examples/) for every source and sink. `gapconn check pair.toml` says everything
+that is wrong with a file at once; given several files it also says which pairs cannot run side by side. Its options:
 
 - `--role ingress` or `--role egress` reads the files as this end does: the other end's section, its plugins and its
   secrets need not exist here.
