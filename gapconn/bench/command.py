@@ -40,7 +40,9 @@ def _bench_pair(file: Path) -> Iterator[Pair]:
     logging.disable()
     try:
         with tempfile.TemporaryDirectory(prefix="gapconn-bench-") as directory:
-            yield attrs.evolve(pair, link=attrs.evolve(pair.link, state_directory=directory), admin=None)
+            yield attrs.evolve(
+                pair, link=attrs.evolve(pair.link, state_directory=directory), admin=None, repeat_buffer=None
+            )
     finally:
         logging.disable(logging.NOTSET)
 

@@ -98,7 +98,8 @@ async def test_a_gap_that_loses_a_fifth_and_is_away_for_a_while(ends: Ends) -> N
 
 
 async def test_what_a_killed_egress_missed_is_mended_by_repeats(ends: Ends) -> None:
-    ends.configure(STDIN, STDOUT, "max_bytes = 0", repeat=["6s"], **LINK)
+    # However long this machine takes to start the second egress: one of them comes after that.
+    ends.configure(STDIN, STDOUT, "max_bytes = 0", repeat=["5s", "10s", "20s", "30s", "50s"], **LINK)
     ends.remember_a_session()
     out = ends.directory / "out.txt"
     first = await ends.egress(stdout=out)
@@ -113,7 +114,7 @@ async def test_what_a_killed_egress_missed_is_mended_by_repeats(ends: Ends) -> N
     await lines.write(1_000, pause_s=0.01)
     await second.until(lambda: lines.written - 1 in lines.arrived, "the last line has arrived")
     status = await mended(second, lines)
-    assert second.total("messages_lost", cause="while_away") > 0
+    assert second.total("messages_lost") > 0
     assert status["journal"]["entries"] > 0
     twice = len(lines.arrived) - lines.written
     assert 0 <= twice <= at_the_kill
