@@ -1,4 +1,4 @@
-"""The commands `gapconn pause`, `gapconn resume` and `gapconn monitor`."""
+"""The commands `gapconn pause`, `gapconn resume` and `gapconn monitor`: the ingress is told when to work."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gapconn.commands.failures import EXIT_FAILURE, exit_on_wrong_configuration, leaves
+from gapconn.commands.files import FILE, pair_of
 from gapconn.errors import ConfigError, GapconnError
 
 if TYPE_CHECKING:
     from gapconn.config import Pair
 
-_PATH = click.Path(path_type=Path)
-
 
 @click.command()
-@click.argument("file", type=_PATH)
+@FILE
 @click.option("--reason", default="by gapconn pause", show_default=True, help="Why; others see it in /status.")
 @click.option(
     "--wait", "wait_s", type=click.FloatRange(min=0, max=30), default=20.0, show_default=True,
@@ -43,7 +43,7 @@ def pause(file: Path, reason: str, wait_s: float) -> None:
 
 
 @click.command()
-@click.argument("file", type=_PATH)
+@FILE
 @click.option("--all", "everybody", is_flag=True, help="Also what monitors hold; one that still wants it holds again.")
 def resume(file: Path, everybody: bool) -> None:
     """Have a paused ingress work again.
@@ -73,15 +73,11 @@ def _post(file: Path, path: str, body: Mapping[str, Any], *, timeout_s: float) -
 
     from gapconn.admin.client import AdminClient
     from gapconn.admin.token import load_token
-    from gapconn.cli import EXIT_FAILURE, EXIT_USAGE, _pair_of, _print_problems
 
-    pair = _pair_of(file, "ingress")
-    try:
+    pair = pair_of(file, "ingress")
+    with exit_on_wrong_configuration():
         url, token_file = _endpoint(file, pair)
         token = load_token(token_file)
-    except ConfigError as error:
-        _print_problems(error.problems)
-        sys.exit(EXIT_USAGE)
 
     async def request() -> dict[str, Any]:
         async with AdminClient(url, token=token, timeout_s=timeout_s) as client:
@@ -105,7 +101,7 @@ def _endpoint(file: Path, pair: Pair) -> tuple[str, Path]:
 
 
 @click.command()
-@click.argument("file", type=_PATH)
+@FILE
 @click.option("--check", is_flag=True, help="Only read FILE and say what is wrong with it.")
 def monitor(file: Path, check: bool) -> None:
     """Watch pairs over the management network, and pause an ingress whose egress is dead.
@@ -119,16 +115,12 @@ def monitor(file: Path, check: bool) -> None:
     """
     import trio
 
-    from gapconn.cli import EXIT_FAILURE, EXIT_USAGE, _leaves, _print_problems
     from gapconn.logs import configure_logging
     from gapconn.monitor.config import load_monitor
     from gapconn.monitor.service import serve_monitor
 
-    try:
+    with exit_on_wrong_configuration():
         settings = load_monitor(file, os.environ)
-    except ConfigError as error:
-        _print_problems(error.problems)
-        sys.exit(EXIT_USAGE)
     if check:
         click.echo(f"{file}: {click.style('ok', fg='green')}")
         for pair in settings.pairs:
@@ -138,7 +130,7 @@ def monitor(file: Path, check: bool) -> None:
     try:
         trio.run(serve_monitor, settings)
     except BaseException as error:
-        known = [cause for cause in _leaves(error) if isinstance(cause, GapconnError)]
+        known = [cause for cause in leaves(error) if isinstance(cause, GapconnError)]
         if not known:
             raise
         for cause in known:
