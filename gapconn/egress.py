@@ -30,7 +30,8 @@ from gapconn.link.udp import RECEIVE_SLAB_BYTES, UdpReceiver
 from gapconn.plugins import Context
 from gapconn.progress import DeliveredSoFar, ProgressTracker
 from gapconn.protocol.events import MessageDelivered, MessageSettled, MessagesLost
-from gapconn.protocol.receiver import LinkReceiver, Progress
+from gapconn.protocol.progress import Progress
+from gapconn.protocol.receiver import LinkReceiver
 from gapconn.protocol.registry import LossCause
 from gapconn.protocol.security import Keys
 from gapconn.protocol.wire import Burst, Slab

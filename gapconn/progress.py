@@ -17,8 +17,8 @@ from gapconn.protocol.events import (
     SessionFollowed,
 )
 from gapconn.protocol.positions import Standing, StreamPartition
+from gapconn.protocol.progress import Progress
 from gapconn.protocol.reassembler import Ahead
-from gapconn.protocol.receiver import Progress
 from gapconn.protocol.registry import POSITIONS_TRACKED_MAX
 
 

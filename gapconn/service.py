@@ -31,7 +31,8 @@ from gapconn.link.host import HostWatch, source_address
 from gapconn.link.udp import UdpReceiver, UdpSender, ip_header_bytes, resolve
 from gapconn.pauses import Pauses
 from gapconn.progress import continued, joined
-from gapconn.protocol.receiver import LinkReceiver, Progress, ReceiverSettings
+from gapconn.protocol.progress import Progress
+from gapconn.protocol.receiver import LinkReceiver, ReceiverSettings
 from gapconn.protocol.security import Keys
 from gapconn.protocol.sender import LinkSender, SenderSettings
 from gapconn.repeats import Repeats

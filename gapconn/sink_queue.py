@@ -33,7 +33,7 @@ from gapconn.events_log import EventLog
 from gapconn.offload import run_long
 from gapconn.protocol.compression import inflate
 from gapconn.protocol.events import MessageDelivered
-from gapconn.protocol.receiver import Progress
+from gapconn.protocol.progress import Progress
 from gapconn.protocol.registry import MESSAGE_BYTES_MAX, LossCause
 from gapconn.ranges import Range
 from gapconn.record import Batch, Chunk, Records, decode_batch

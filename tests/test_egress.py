@@ -24,7 +24,7 @@ from gapconn.ingress import Ingress
 from gapconn.link.udp import UdpSender
 from gapconn.protocol.events import MessageDelivered
 from gapconn.protocol.positions import Standing
-from gapconn.protocol.receiver import Progress
+from gapconn.protocol.progress import Progress
 from gapconn.protocol.registry import DropReason
 from gapconn.protocol.sender import LinkSender, SenderSettings
 from gapconn.record import Batch, Chunk, ChunkKind, Records, decode_batch, encode_batch

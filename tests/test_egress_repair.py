@@ -16,7 +16,7 @@ from gapconn.journal import Journal, Place
 from gapconn.protocol.envelope import Span
 from gapconn.protocol.events import MessageDelivered, RecordsMissing
 from gapconn.protocol.positions import Standing
-from gapconn.protocol.receiver import Progress
+from gapconn.protocol.progress import Progress
 from gapconn.record import Batch, Records, encode_batch
 from gapconn.service import go_on_from_target
 from gapconn.sinks import Delivery, Inlet, Reached

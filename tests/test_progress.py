@@ -21,7 +21,7 @@ from gapconn.protocol.events import (
 )
 from gapconn.protocol.events import SessionFollowed as Followed
 from gapconn.protocol.positions import Standing, StreamPartition
-from gapconn.protocol.receiver import Progress
+from gapconn.protocol.progress import Progress
 from gapconn.protocol.registry import LossCause
 
 P = ("orders", 0)

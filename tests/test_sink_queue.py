@@ -19,7 +19,7 @@ from gapconn.progress import ProgressTracker, continued
 from gapconn.protocol.envelope import Run, Span
 from gapconn.protocol.events import MessageDelivered, RecordsMissing
 from gapconn.protocol.positions import Standing
-from gapconn.protocol.receiver import Progress
+from gapconn.protocol.progress import Progress
 from gapconn.record import encode_batch
 from gapconn.sink_queue import SinkQueue
 from gapconn.sinks import Delivery

@@ -7,6 +7,7 @@ one.
 
 from __future__ import annotations
 
+import itertools
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +27,8 @@ from gapconn.protocol.wire import Layout
 
 VERIFIED = 0
 """Stands in an array of drop reasons for none."""
+_STEP = np.array([0, 0, 0, 1, 0, 1], np.uint64)
+"""From the header words of one datagram to those of the next of its message: sequence and symbol."""
 
 
 class Protector(Protocol):
@@ -100,3 +103,20 @@ def _reasons_of_damaged(matrix: NDArray[np.uint8]) -> NDArray[np.uint8]:
     reasons[matrix[:, 2] != VERSION] = DropReason.UNSUPPORTED_VERSION
     reasons[(matrix[:, 0] != MAGIC >> 8) | (matrix[:, 1] != MAGIC & 0xFF)] = DropReason.BAD_MAGIC
     return reasons
+
+
+def runs_of_rows(rows: Layout, count: int, reasons: NDArray[np.uint8] | None) -> list[tuple[int, int]]:
+    """The longest runs of rows that continue each other, in order, as (first, stop).
+
+    Such rows have the same header but for sequence and symbol, each one more; or they are to be dropped for the same
+    reason. No `reasons` when all are verified.
+    """
+    words = rows.words[:count].view(">u8").astype(np.uint64)
+    steps = words[1:] - words[:-1] == _STEP
+    if reasons is None and steps.all():  # nearly always, and it takes a third of the time
+        return [(0, count)]
+    continues = steps.all(axis=1)
+    if reasons is not None:
+        continues = (reasons[1:] == reasons[:-1]) & (continues | (reasons[1:] != VERIFIED))
+    edges = (np.flatnonzero(~continues) + 1).tolist()
+    return list(itertools.pairwise([0, *edges, count]))

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
-from collections.abc import Mapping, Sequence
-
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
 from gapconn.errors import LocalProtocolError
-from gapconn.protocol.envelope import Run
+from gapconn.protocol.accounts import SessionAccounts
+from gapconn.protocol.counters import ReceiverCounters
 from gapconn.protocol.events import (
     ConflictDetected,
     Event,
     FollowReason,
     ForeignLinkDetected,
     LinkInterrupted,
-    MessageDelivered,
-    MessageSettled,
-    MessagesLost,
-    RecordsLost,
-    RecordsMissing,
     SessionCutOff,
     SessionEnded,
     SessionFollowed,
@@ -32,18 +24,10 @@ from gapconn.protocol.events import (
 from gapconn.protocol.fec import Codec, NumpyCodec
 from gapconn.protocol.follower import Follower
 from gapconn.protocol.holes import Holes
-from gapconn.protocol.positions import DeliveredPositions, Standing, StreamPartition
-from gapconn.protocol.protection import CHECKSUM, VERIFIED, Verifier
-from gapconn.protocol.reassembler import Ahead, Reassembler, Settled
-from gapconn.protocol.registry import (
-    HEADER_BYTES,
-    MAGIC,
-    VERSION,
-    DatagramType,
-    DropReason,
-    Flag,
-    LossCause,
-)
+from gapconn.protocol.progress import Progress
+from gapconn.protocol.protection import CHECKSUM, VERIFIED, Verifier, runs_of_rows
+from gapconn.protocol.reassembler import Ahead, Reassembler
+from gapconn.protocol.registry import HEADER_BYTES, MAGIC, VERSION, DatagramType, DropReason, Flag, LossCause
 from gapconn.protocol.security import Keys, Opener
 from gapconn.protocol.sequence import SequenceWindow
 from gapconn.protocol.states import ReceiverState
@@ -69,68 +53,6 @@ class ReceiverSettings:
     """Secrets to open datagrams with; None for security mode `none`."""
 
 
-@attrs.frozen(kw_only=True)
-class Progress:
-    """What an egress has delivered: its stored state (GC-SESS-9)."""
-
-    epoch: int
-    next_message: int
-    """All messages before it are settled."""
-    next_record: int
-    """Records of the session seen or counted as lost so far."""
-    positions: Mapping[StreamPartition, Standing]
-    """By (stream, partition): how far it was delivered."""
-    messages_known: int = 0
-    """Messages of the session that are known to have been sent; those from `next_message` on were not delivered."""
-    records_known: int = 0
-    ended: bool = False
-    """Whether the session's Shutdown was heard: then no more was sent than is known."""
-    lost: tuple[Range, ...] = ()
-    """Of the messages before `next_message`, those that are lost and are taken when they are repeated (GC-DLV-34)."""
-    joined_at: int = 0
-    """Of the messages before this one it was never reported which records were in them (GC-DLV-11)."""
-    ahead: tuple[Ahead, ...] = ()
-    """Of the messages from `next_message` on, those that were delivered (GC-DLV-36)."""
-
-
-@attrs.define(kw_only=True)
-class ReceiverCounters:
-    """What was received so far. Plain numbers; they only grow."""
-
-    datagrams: int = 0
-    bytes: int = 0
-    """UDP payload bytes."""
-    dropped: Counter[DropReason] = attrs.field(factory=Counter)
-    datagrams_missed: int = 0
-    """Of sessions that are over; see `LinkReceiver.datagrams_missed` for all."""
-    messages: int = 0
-    records: int = 0
-    body_bytes: int = 0
-    """Bodies of messages that arrived whole, as they crossed."""
-    plain_body_bytes: int = 0
-    """The same bodies when inflated, as the messages announce it."""
-    messages_rebuilt: int = 0
-    """Of the messages, those of which symbols were lost and rebuilt."""
-    symbols_rebuilt: int = 0
-    messages_late: int = 0
-    """Of the messages, those that had been reported as lost before."""
-    records_late: int = 0
-    """The records in them."""
-    repeats_not_needed: int = 0
-    """Of sessions that are over; see `LinkReceiver.repeats_not_needed` for all."""
-    lost_forgotten: int = 0
-    """Of sessions that are over; see `LinkReceiver.lost_forgotten` for all."""
-    messages_lost: Counter[LossCause] = attrs.field(factory=Counter)
-    records_lost: int = 0
-    records_missing_ranges: int = 0
-    sessions: int = 0
-    interruptions: int = 0
-    conflicts: int = 0
-    foreign_links: int = 0
-    unverified: int = 0
-    """Times that datagrams were heard that could not be verified, and the link was not."""
-
-
 _KNOWN_TYPES = frozenset(DatagramType)
 _UNVERIFIED = frozenset({DropReason.WRONG_SECURITY_MODE, DropReason.UNKNOWN_KEY, DropReason.BAD_CHECK})
 """Reasons to drop a datagram of a sealed link for not being what it says."""
@@ -143,8 +65,6 @@ _UNREADABLE = _UNVERIFIED | {
 }
 """Reasons to drop a datagram before its sequence is looked at, though it may be one of the followed session."""
 _RIVAL = frozenset({DropReason.CONFLICT, DropReason.STALE_SESSION})
-_STEP = np.array([0, 0, 0, 1, 0, 1], np.uint64)
-"""From the header words of one datagram to those of the next of its message: sequence and symbol."""
 _SEALED = int(Flag.SEALED)  # operators of enums take longer than the rest of the line
 
 
@@ -171,8 +91,6 @@ class LinkReceiver:
         self.settings = settings
         self.counters = ReceiverCounters()
         self.codec = codec or NumpyCodec()
-        self.announcement: Announcement | None = None
-        """What the followed session said last of itself."""
         self.heard_from = ""
         """The address of what was heard last of the session that has the link, as its datagrams say it."""
         self.strangers = Strangers()
@@ -191,21 +109,15 @@ class LinkReceiver:
         """The key that sealed what was heard last of the session that has the link; 0 if it was not sealed."""
         self._resume = resume
         self._joined = False
-        self._session_epoch = 0
-        """Whose messages are being reassembled: it lags behind the follower while an old session is settled."""
         self._follower = Follower(
             followed_epoch=resume.epoch if resume else 0,
             interruption_timeout_s=settings.interruption_timeout_s,
             now_s=now_s,
         )
-        self._positions = DeliveredPositions(resume.positions if resume else None)
+        self._accounts = SessionAccounts(self.counters, self._events, resume.positions if resume else None)
+        """Of the session whose messages are being reassembled: the follower is ahead while an old one is settled."""
         self._window = SequenceWindow()
         self._reassembler = self._new_reassembler(0)
-        self._joined_at = 0
-        """Messages before it were sent before the egress joined the session, without stored state."""
-        self._next_record = 0
-        self._loss_cause = LossCause.GAP
-        """Of the messages lost last."""
         self._ended = False
         self._predecessor_epoch = 0
         """The session followed before this one, until this one has said which one it names; else 0."""
@@ -271,7 +183,12 @@ class LinkReceiver:
     @property
     def session_epoch(self) -> int:
         """The session whose messages are being reassembled; 0 if none was heard."""
-        return self._session_epoch
+        return self._accounts.epoch
+
+    @property
+    def announcement(self) -> Announcement | None:
+        """What that session said last of itself."""
+        return self._accounts.announcement
 
     @property
     def messages_known(self) -> int:
@@ -286,7 +203,7 @@ class LinkReceiver:
     @property
     def records_known(self) -> int:
         """Records of the session that are known to have been sent."""
-        return max(self._next_record, self.announcement.records_sent if self.announcement else 0)
+        return self._accounts.records_known
 
     @property
     def ended(self) -> bool:
@@ -330,7 +247,7 @@ class LinkReceiver:
 
     def miss(self, epoch: int, number: int) -> None:
         """This message was delivered, and the owner could not keep it: take it again when it is repeated."""
-        if epoch == self._session_epoch:
+        if epoch == self._accounts.epoch:
             self._reassembler.miss(number)
 
     @property
@@ -341,7 +258,7 @@ class LinkReceiver:
     @property
     def next_record(self) -> int:
         """Records of the session that are settled."""
-        return self._next_record
+        return self._accounts.next_record
 
     @property
     def interruption_timeout_s(self) -> float:
@@ -354,7 +271,8 @@ class LinkReceiver:
 
     def take_events(self) -> list[Event]:
         """What happened since the last call, in order."""
-        events, self._events = self._events, []
+        events = self._events.copy()
+        self._events.clear()  # the accounts add to the same list
         return events
 
     # -- datagrams -------------------------------------------------------------------------------------------
@@ -377,11 +295,11 @@ class LinkReceiver:
             return
         rows = burst.slab.layout(burst.datagram_bytes, count, burst.offset, trailer_bytes=self._verifier.trailer_bytes)
         payloads, reasons = self._verifier.verify(rows, count)
-        for first, stop in _runs(rows, count, reasons):
+        for first, stop in runs_of_rows(rows, count, reasons):
             if reasons is None or reasons[first] == VERIFIED:
                 self._receive_rows(rows, payloads, first, stop, now_s)
             else:
-                self._refuse(_header(rows, first), DropReason(int(reasons[first])), stop - first, now_s)
+                self._refuse(rows.header(first), DropReason(int(reasons[first])), stop - first, now_s)
 
     def _receive_single(self, datagram: memoryview, now_s: float) -> None:
         """Take in a datagram without making a matrix of it: heartbeats, small messages, and all that is not ours."""
@@ -394,12 +312,12 @@ class LinkReceiver:
 
     def _receive_rows(self, rows: Layout, payloads: NDArray[np.uint8], first: int, stop: int, now_s: float) -> None:
         """Take in verified rows that continue each other: they differ only in sequence and symbol, each one more."""
-        header = _header(rows, first)
+        header = rows.header(first)
         if header.type == DatagramType.DATA and header.well_formed(payloads.shape[1], stop - first):
             self._receive_run(header, payloads[first:stop], now_s)
         else:  # each has to be looked at: some may be well formed
             for row in range(first, stop):
-                self._receive_run(_header(rows, row), payloads[row : row + 1], now_s)
+                self._receive_run(rows.header(row), payloads[row : row + 1], now_s)
 
     def _receive_run(self, header: Header, payloads: NDArray[np.uint8], now_s: float) -> None:
         """Take in datagrams of which `header` is the first one's; more than one only if they are well-formed Data."""
@@ -473,7 +391,7 @@ class LinkReceiver:
         What the followed session sent before is no sign that it lives: the sequence is looked at first (GC-SESS-16).
         Of any other session the sequence is not known; it is looked at when the session has got the link.
         """
-        current = self._joined and header.epoch == self._session_epoch
+        current = self._joined and header.epoch == self._accounts.epoch
         new = self._take_sequence(header.sequence, count) if current else []
         if current and not new:
             return []
@@ -511,10 +429,9 @@ class LinkReceiver:
         if not joining:
             self._reassembler.settle_known(LossCause.SESSION_ENDED)
             self._collect_settled()
-            self._account_announced_records(self._reassembler.next_message)
+            self._accounts.enter_announced(self._reassembler.next_message)
         if taken:
             self._leave_predecessor()
-        self._session_epoch = header.epoch
         self._events += self._take_follower_events()
         self.counters.sessions += 1
         self.counters.datagrams_missed += self._window.missing
@@ -523,45 +440,38 @@ class LinkReceiver:
         next_message = 0
         lost: tuple[Range, ...] = ()
         ahead: tuple[Ahead, ...] = ()
-        self._next_record = self._joined_at = 0
+        next_record = joined_at = 0
         if not taken and self._resume is not None:
-            next_message, self._next_record = self._resume.next_message, self._resume.next_record
-            lost, self._joined_at = self._resume.lost, self._resume.joined_at
+            next_message, next_record = self._resume.next_message, self._resume.next_record
+            lost, joined_at = self._resume.lost, self._resume.joined_at
             ahead = self._resume.ahead
             self._events.append(
                 SessionFollowed(epoch=header.epoch, previous_epoch=header.epoch, reason=FollowReason.RESUMED)
             )
         self._joined = True
         self._ended = False
-        self.announcement = None
         self._follower.use_timeout(self.settings.interruption_timeout_s, self._now_s)
         self._window = SequenceWindow(header.sequence if joining else 0)
         self._reassembler = self._new_reassembler(next_message, lost, ahead)
-        self._loss_cause = LossCause.GAP
         if joining:
             # What was sent before the first datagram heard is not a loss of the path (GC-DLV-11).
             sent_before = announcement.messages_sent if announcement else header.message
             cause = LossCause.WHILE_AWAY if self._resume else LossCause.BEFORE_JOIN
             self._reassembler.settle_below(sent_before, cause)
             if cause is LossCause.BEFORE_JOIN:
-                next_message = self._joined_at = sent_before
-        self._positions.follow(header.epoch, known_from=next_message)
+                next_message = joined_at = sent_before
+        self._accounts.open(header.epoch, next_record=next_record, joined_at=joined_at, known_from=next_message)
 
     def _leave_predecessor(self) -> None:
         """Report what is known of the session that was followed before, in this life or as stored (GC-SESS-14)."""
         if self._joined:
-            epoch, next_message, ended = self._session_epoch, self._reassembler.next_message, self._ended
+            epoch, next_message, ended = self._accounts.epoch, self._reassembler.next_message, self._ended
         elif self._resume is not None:
             stored = self._resume
             epoch, next_message, ended = stored.epoch, max(stored.next_message, stored.messages_known), stored.ended
             if next_message > stored.next_message:
-                self.counters.messages_lost[LossCause.WHILE_AWAY] += next_message - stored.next_message
-                self._events.append(
-                    MessagesLost(
-                        epoch=epoch, first=stored.next_message, last=next_message - 1, cause=LossCause.WHILE_AWAY
-                    )
-                )
-            self._lose_records(epoch, stored.next_record, stored.records_known, LossCause.WHILE_AWAY)
+                self._accounts.lose_messages(epoch, stored.next_message, next_message - 1, LossCause.WHILE_AWAY)
+            self._accounts.lose_records(epoch, stored.next_record, stored.records_known, LossCause.WHILE_AWAY)
         else:
             return
         self._predecessor_epoch = epoch
@@ -572,9 +482,7 @@ class LinkReceiver:
         if 0 < self._predecessor_epoch < announcement.previous_epoch:
             self._events.append(SessionCutOff(epoch=announcement.previous_epoch, next_message=0))
         self._predecessor_epoch = 0
-        before = self.announcement
-        if before is None or announcement.messages_sent >= before.messages_sent:
-            self.announcement = announcement
+        self._accounts.learn(announcement)
         self._follower.use_timeout(announcement.interruption_timeout_ms / 1000, now_s)
         self._reassembler.learn(announcement.messages_sent, now_s)
 
@@ -644,13 +552,7 @@ class LinkReceiver:
             self._events += self._take_follower_events()
         if self._reassembler.settled:
             self._collect_settled()
-        self._account_announced_records(self._reassembler.next_message)
-
-    def _account_announced_records(self, settled_below: int) -> None:
-        """The messages before that one are settled: those that the announcement counts tell of their records."""
-        said = self.announcement
-        if said is not None and said.messages_sent <= settled_below:
-            self._account_records(said.records_sent)
+        self._accounts.enter_announced(self._reassembler.next_message)
 
     def _take_follower_events(self) -> list[Event]:
         events, self._follower.events = self._follower.events, []
@@ -664,101 +566,7 @@ class LinkReceiver:
 
     def _collect_settled(self) -> None:
         settled, self._reassembler.settled = self._reassembler.settled, []
-        for item in settled:
-            if item.delivered is not None:
-                self._settle_delivered(item.delivered)
-            elif item.message is None:
-                cause = item.cause or LossCause.GAP
-                self._loss_cause = cause
-                self.counters.messages_lost[cause] += item.last - item.first + 1
-                self._events.append(
-                    MessagesLost(epoch=self._session_epoch, first=item.first, last=item.last, cause=cause)
-                )
-            else:
-                self._deliver(item)
-
-    def _deliver(self, item: Settled) -> None:
-        message = item.message
-        assert message is not None
-        if item.ahead:
-            already = self._positions.delivered_before(message.runs)
-        else:
-            already = self._settle(item.first, message.first_record, message.record_count, message.runs, late=item.late)
-        self.counters.messages += 1
-        self.counters.records += message.record_count
-        self.counters.body_bytes += len(message.body)
-        self.counters.plain_body_bytes += message.plain_bytes or len(message.body)
-        if item.rebuilt:
-            self.counters.messages_rebuilt += 1
-            self.counters.symbols_rebuilt += item.rebuilt
-        if item.late:
-            self.counters.messages_late += 1
-            self.counters.records_late += message.record_count
-        self._events.append(
-            MessageDelivered(
-                epoch=self._session_epoch,
-                number=item.first,
-                first_record=message.first_record,
-                record_count=message.record_count,
-                runs=message.runs,
-                already_delivered=already,
-                positions={} if item.ahead else self._positions.of(message.runs),
-                body=message.body,
-                compression=message.compression,
-                plain_bytes=message.plain_bytes,
-                spans=tuple(message.spans),
-                copies=tuple(message.copies),
-                copied=message.copied,
-                late=item.late,
-                ahead=item.ahead,
-                overtaken=item.overtaken,
-            )
-        )
-
-    def _settle_delivered(self, ahead: Ahead) -> None:
-        """What was delivered ahead has its turn: now it is known what is missing before it."""
-        self._settle(ahead.number, ahead.first_record, ahead.record_count, ahead.runs, late=False)
-        self._events.append(
-            MessageSettled(
-                epoch=self._session_epoch,
-                number=ahead.number,
-                next_record=self._next_record,
-                positions=self._positions.of(ahead.runs),
-            )
-        )
-
-    def _settle(
-        self, number: int, first_record: int, record_count: int, runs: Sequence[Run], *, late: bool
-    ) -> dict[StreamPartition, int]:
-        """Account for a message that has its turn, or comes late: report what is missing before it.
-
-        Returns:
-            What was delivered before, as `MessageDelivered.already_delivered`.
-        """
-        # Of two things that were said of the records before, the earlier counts first; true ones agree.
-        self._account_announced_records(number)
-        self._account_records(first_record)
-        next_record = first_record + record_count
-        self._next_record = max(self._next_record, next_record) if late else next_record
-        missing, already = (self._positions.settle_late if late else self._positions.settle)(number, runs)
-        for (stream, partition), first, last in missing:
-            self.counters.records_missing_ranges += 1
-            self._events.append(
-                RecordsMissing(epoch=self._session_epoch, stream=stream, partition=partition, first=first, last=last)
-            )
-        if number < self._joined_at:
-            return {}  # nothing of it was reported as missing, and nothing of it was delivered
-        return already
-
-    def _account_records(self, sent: int) -> None:
-        """So many records were sent up to here; those that were not seen are lost (GC-DLV-13)."""
-        self._lose_records(self._session_epoch, self._next_record, sent, self._loss_cause)
-        self._next_record = max(self._next_record, sent)
-
-    def _lose_records(self, epoch: int, first: int, stop: int, cause: LossCause) -> None:
-        if stop > first:
-            self.counters.records_lost += stop - first
-            self._events.append(RecordsLost(epoch=epoch, first=first, count=stop - first, cause=cause))
+        self._accounts.enter(settled)
 
     def _drop_stranger(self, reason: DropReason, count: int, identity: int, now_s: float) -> None:
         """Drop datagrams that are not of the followed session, or of which that cannot be said."""
@@ -783,24 +591,3 @@ class LinkReceiver:
             hold_s=self.settings.hold_s,
             codec=self.codec,
         )
-
-
-def _header(rows: Layout, row: int) -> Header:
-    return Header.unpack(rows.flat, row * rows.datagram_bytes)
-
-
-def _runs(rows: Layout, count: int, reasons: NDArray[np.uint8] | None) -> list[tuple[int, int]]:
-    """The longest runs of rows that continue each other, in order, as (first, stop).
-
-    Such rows have the same header but for sequence and symbol, each one more; or they are to be dropped for the same
-    reason. No `reasons` when all are verified.
-    """
-    words = rows.words[:count].view(">u8").astype(np.uint64)
-    steps = words[1:] - words[:-1] == _STEP
-    if reasons is None and steps.all():  # nearly always, and it takes a third of the time
-        return [(0, count)]
-    continues = steps.all(axis=1)
-    if reasons is not None:
-        continues = (reasons[1:] == reasons[:-1]) & (continues | (reasons[1:] != VERIFIED))
-    edges = (np.flatnonzero(~continues) + 1).tolist()
-    return list(itertools.pairwise([0, *edges, count]))

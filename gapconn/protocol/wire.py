@@ -303,6 +303,10 @@ class Layout:
         """What each row's check covers."""
         return self.views(0, self.datagram_bytes - CHECK_BYTES)
 
+    def header(self, row: int) -> Header:
+        """The header in this row."""
+        return Header.unpack(self.flat, row * self.datagram_bytes)
+
     def views(self, start: int, stop: int) -> list[memoryview]:
         """The bytes `start` to `stop` of each row. Made once: a fresh slice per datagram costs more than its hash."""
         found = self._views.get((start, stop))

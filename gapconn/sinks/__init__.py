@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 import attrs
 
 from gapconn.plugins import Carries, Context, PluginRegistry
-from gapconn.protocol.receiver import Progress
+from gapconn.protocol.progress import Progress
 from gapconn.ranges import Range
 from gapconn.record import Batch
 

@@ -24,7 +24,7 @@ from gapconn.errors import SinkError
 from gapconn.kafka_client import BrokerWatch, library_settings
 from gapconn.plugins import Context
 from gapconn.protocol.positions import Standing
-from gapconn.protocol.receiver import Progress
+from gapconn.protocol.progress import Progress
 from gapconn.protocol.registry import POSITIONS_TRACKED_MAX
 from gapconn.sinks import Reached
 from gapconn.sinks.kafka_config import KafkaSinkConfig

@@ -18,8 +18,8 @@ from gapconn.errors import LinkError
 from gapconn.pauses import Hold
 from gapconn.protocol.envelope import Run
 from gapconn.protocol.positions import Standing
+from gapconn.protocol.progress import Progress
 from gapconn.protocol.reassembler import Ahead
-from gapconn.protocol.receiver import Progress
 from gapconn.store.database import StateFile
 from gapconn.store.journal import Changes, GapFile
 

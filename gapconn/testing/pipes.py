@@ -11,7 +11,7 @@ import trio
 from gapconn.errors import SourceError
 from gapconn.plugins import Context
 from gapconn.protocol.positions import Standing
-from gapconn.protocol.receiver import Progress
+from gapconn.protocol.progress import Progress
 from gapconn.record import Batch, Records, decode_batch, encode_batch
 from gapconn.sinks import Delivery, Reached
 

@@ -12,7 +12,7 @@ import trio
 from gapconn.bench.egress import StepBook, StepResult
 from gapconn.bench.plan import Announcement, Sent, announcements
 from gapconn.egress import Egress
-from gapconn.protocol.receiver import ReceiverCounters
+from gapconn.protocol.counters import ReceiverCounters
 from gapconn.protocol.registry import LossCause
 from gapconn.record import Records
 

@@ -15,7 +15,8 @@ from msgspec.structs import replace
 from gapconn.protocol.envelope import Run, Span, begin_message, end_message
 from gapconn.protocol.events import Event
 from gapconn.protocol.positions import StreamPartition
-from gapconn.protocol.receiver import LinkReceiver, Progress, ReceiverSettings
+from gapconn.protocol.progress import Progress
+from gapconn.protocol.receiver import LinkReceiver, ReceiverSettings
 from gapconn.protocol.registry import Compression, DatagramType, DropReason, MessageKind, Phase
 from gapconn.protocol.wire import ROWS_MAX, SLAB_BYTES, Announcement, Burst, Header, Slab, encode_datagram
 from tests.protocol import galois

@@ -7,8 +7,8 @@ import pytest
 from gapconn.protocol.envelope import Run
 from gapconn.protocol.events import Event, MessageDelivered, MessageSettled, MessagesLost, RecordsLost, RecordsMissing
 from gapconn.protocol.positions import Standing
+from gapconn.protocol.progress import Progress
 from gapconn.protocol.reassembler import Ahead
-from gapconn.protocol.receiver import Progress
 from gapconn.protocol.registry import DropReason
 from tests.protocol.frames import EPOCH, Egress, Session
 from tests.protocol.test_late import again, delivered, send

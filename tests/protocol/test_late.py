@@ -7,7 +7,7 @@ import pytest
 from gapconn.protocol import reassembler
 from gapconn.protocol.envelope import Run
 from gapconn.protocol.events import Event, MessageDelivered, MessagesLost, RecordsLost, RecordsMissing
-from gapconn.protocol.receiver import Progress
+from gapconn.protocol.progress import Progress
 from gapconn.protocol.registry import DropReason, LossCause
 from tests.protocol.frames import EPOCH, Egress, Session
 

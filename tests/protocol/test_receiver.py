@@ -27,7 +27,7 @@ from gapconn.protocol.events import (
     SessionFollowed,
 )
 from gapconn.protocol.positions import Standing
-from gapconn.protocol.receiver import Progress
+from gapconn.protocol.progress import Progress
 from gapconn.protocol.registry import DropReason, Flag, LossCause
 from gapconn.protocol.sender import LinkSender, SenderSettings
 from gapconn.protocol.states import ReceiverState

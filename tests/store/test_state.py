@@ -22,8 +22,8 @@ from gapconn.errors import LinkError
 from gapconn.pauses import Hold
 from gapconn.protocol.envelope import Run
 from gapconn.protocol.positions import Standing
+from gapconn.protocol.progress import Progress
 from gapconn.protocol.reassembler import Ahead
-from gapconn.protocol.receiver import Progress
 from gapconn.store.state import POSITIONS_MAX, U64_MAX, EgressState, IngressState
 
 Opener = Callable[[Path, str, int], Any]
@@ -236,7 +236,7 @@ import sys
 from itertools import count
 from pathlib import Path
 from gapconn.protocol.positions import Standing
-from gapconn.protocol.receiver import Progress
+from gapconn.protocol.progress import Progress
 from gapconn.pauses import Hold
 from gapconn.store.state import EgressState, IngressState
 if sys.argv[1] == "egress":

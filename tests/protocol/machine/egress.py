@@ -23,7 +23,8 @@ from gapconn.protocol.events import (
     UnverifiedCleared,
     UnverifiedDetected,
 )
-from gapconn.protocol.receiver import LinkReceiver, Progress, ReceiverSettings
+from gapconn.protocol.progress import Progress
+from gapconn.protocol.receiver import LinkReceiver, ReceiverSettings
 from gapconn.protocol.security import Keys
 from gapconn.testing.memory_gap import bursts_of
 from tests.protocol.machine import oracle

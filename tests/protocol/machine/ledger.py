@@ -28,7 +28,7 @@ from gapconn.protocol.events import (
     UnverifiedCleared,
     UnverifiedDetected,
 )
-from gapconn.protocol.receiver import Progress
+from gapconn.protocol.progress import Progress
 from gapconn.ranges import RangeSet
 from tests.protocol.machine.oracle import POSITIONS, PlainRun, SenderOracle, StreamPartition
 

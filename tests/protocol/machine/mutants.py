@@ -31,6 +31,7 @@ from gapconn.protocol import (
     sequence,
     states,
 )
+from gapconn.protocol.accounts import SessionAccounts
 from gapconn.protocol.buffers import Workspace
 from gapconn.protocol.envelope import Message, Run
 from gapconn.protocol.events import ConflictDetected
@@ -418,12 +419,12 @@ def missed_datagrams_of_earlier_sessions_are_forgotten(patch: Patch) -> None:
 
 
 def records_are_counted_only_by_an_exact_announcement(patch: Patch) -> None:
-    def exact(self: LinkReceiver, settled_below: int) -> None:
+    def exact(self: SessionAccounts, settled_below: int) -> None:
         said = self.announcement
         if said is not None and said.messages_sent == settled_below:
-            self._account_records(said.records_sent)
+            self._enter_sent(said.records_sent)
 
-    patch.setattr(LinkReceiver, "_account_announced_records", exact)
+    patch.setattr(SessionAccounts, "enter_announced", exact)
 
 
 def holes_between_positions_are_missing(patch: Patch) -> None:

@@ -23,7 +23,8 @@ import pytest
 from gapconn.errors import LocalProtocolError
 from gapconn.protocol import positions, reassembler, sequence
 from gapconn.protocol.envelope import Run
-from gapconn.protocol.receiver import LinkReceiver, Progress
+from gapconn.protocol.progress import Progress
+from gapconn.protocol.receiver import LinkReceiver
 from gapconn.protocol.sender import LinkSender, SenderSettings
 from gapconn.protocol.states import SenderState
 from gapconn.protocol.wire import Burst, Slab
