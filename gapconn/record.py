@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 import msgspec
 
@@ -20,6 +20,12 @@ T = TypeVar("T")
 
 Header: TypeAlias = tuple[str, bytes | None]
 """A record header. Names may repeat; a value may be null."""
+
+ORIGIN_HEADER: Final = "gapconn-origin"
+"""Added by the Kafka sink: `cluster/topic/partition/offset` of the record at its source.
+
+One header for the whole id: each one costs time at every client and broker that it passes.
+"""
 
 NO_POSITION = -1
 """As `Records.previous`: the chain of positions restarts here, and nothing before it is claimed to be lost."""

@@ -24,7 +24,7 @@ from gapconn.plugins import Carries, Context
 from gapconn.protocol.envelope import Copy, Run, Span
 from gapconn.protocol.receiver import LinkReceiver, ReceiverSettings
 from gapconn.protocol.sender import LinkSender, SenderSettings
-from gapconn.protocol.wire import Burst, Slab
+from gapconn.protocol.wire import Burst, Header, Slab
 from gapconn.record import Batch, Records, encode_batch
 from gapconn.repeats import Repeats
 from gapconn.service import resumed
@@ -33,7 +33,6 @@ from gapconn.sources import Outlet
 from gapconn.store.state import EgressState
 from gapconn.testing.memory_gap import datagrams_of
 from gapconn.units import Address, BitsPerSecond, Bytes, Seconds
-from tests.protocol.frames import with_header
 
 SourceFunction = Callable[[Outlet], Awaitable[None]]
 SinkFunction = Callable[[Inlet], Awaitable[None]]
@@ -289,14 +288,14 @@ class Session:
         return self._datagrams()
 
     def repeat(self, datagrams: list[bytes]) -> list[bytes]:
-        """The same messages again, in new datagrams."""
-        first = self._core._sequence
-        self._core._sequence += len(datagrams)
-        return [with_header(datagram, sequence=first + place) for place, datagram in enumerate(datagrams)]
+        """The message of these datagrams again, in new ones."""
+        (number,) = {Header.unpack(memoryview(datagram)).message for datagram in datagrams}
+        self._core.begin_repeat(number, self.kept[number], burst_datagrams_max=len(datagrams))
+        return self._datagrams(self._core.next_repeat_burst)
 
-    def _datagrams(self) -> list[bytes]:
+    def _datagrams(self, next_burst: Callable[[Slab], Burst | None] | None = None) -> list[bytes]:
         datagrams: list[bytes] = []
-        while (burst := self._core.next_burst(Slab())) is not None:
+        while (burst := (next_burst or self._core.next_burst)(Slab())) is not None:
             datagrams += datagrams_of(burst)
         return datagrams
 

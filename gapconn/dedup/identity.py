@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 import xxhash
 
-from gapconn.record import Header
-
-ORIGIN_HEADER: Final = "gapconn-origin"
-"""Made by the Kafka sink: `cluster/topic/partition/offset` of the record at its source."""
+from gapconn.record import ORIGIN_HEADER, Header
 
 Origin: TypeAlias = tuple[bytes, int]
 """Source partition (`cluster/topic/partition`) and offset in it."""

@@ -12,11 +12,9 @@ from typing import Any, Final
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from gapconn.kafka_client import BrokerWatch
-from gapconn.record import Header, Records
+from gapconn.record import ORIGIN_HEADER, Header, Records
 from gapconn.sinks import Delivery
 
-ORIGIN_HEADER: Final = "gapconn-origin"
-"""One header for the whole id: each one costs time at every client and broker that it passes."""
 ANY_PARTITION: Final = -1
 REPAIR_HEADER: Final[Header] = ("gapconn-repair", b"1")
 """On a record that was lost before and sent again: it stands behind later ones."""
