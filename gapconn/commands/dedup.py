@@ -33,6 +33,6 @@ def dedup(file: Path, only_check: bool) -> None:
     if only_check:
         click.echo(f"{file}: " + click.style("ok", fg="green"))
         return
-    from gapconn.dedup.service import serve_dedup
+    from gapconn.dedup.serving import serve_dedup
 
     run_service(serve_dedup, loaded, log=loaded.log, name="dedup")

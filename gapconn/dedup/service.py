@@ -1,18 +1,14 @@
-"""`gapconn dedup` as a process: the deduplicator, its alarms, its admin endpoint, and the signals that end it."""
+"""What `gapconn dedup` runs: the deduplicator and its alarms."""
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Any
 
 import structlog
 import trio
 from confluent_kafka import Message
 
-from gapconn.admin.dedup_view import DedupView
-from gapconn.admin.server import serve_admin
 from gapconn.dedup.config import DedupFile
 from gapconn.dedup.datagrams import DatagramDedup
 from gapconn.dedup.deduplicator import Deduplicator, OriginDeduplicator, WindowDeduplicator
@@ -21,9 +17,6 @@ from gapconn.dedup.kafka import KafkaDedup
 from gapconn.dedup.links import LinkBook
 from gapconn.dedup.window import Window
 from gapconn.plugins import Context
-
-STOP_GRACE_S: Final = 30.0
-"""Then it ends, whatever is under way: what was not committed is read again."""
 
 
 class DedupService:
@@ -103,34 +96,3 @@ class DedupService:
         while True:
             self._look(deduplicator)
             await trio.sleep(1.0)
-
-
-async def serve_dedup(file: DedupFile) -> None:
-    """Run the deduplicator of `file` until a signal asks it to stop.
-
-    Raises:
-        GapconnError: it cannot start, or cannot go on.
-    """
-    service = DedupService(file)
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_on_signal, service, signals, nursery)
-            if file.admin is not None:
-                bound = await nursery.start(serve_admin, file.admin.listen, DedupView(service))
-                service.log.info("admin_listening", address=str(bound))
-            await service.run()
-            service.log.info("dedup_stopped")
-            nursery.cancel_scope.cancel()
-
-
-async def _stop_on_signal(service: DedupService, signals: AsyncIterator[int], nursery: trio.Nursery) -> None:
-    async for number in signals:
-        service.log.info("stopping", signal=signal.Signals(number).name, grace_s=STOP_GRACE_S)
-        if not service.stopping:
-            service.stop()
-            nursery.start_soon(_end_grace, nursery)
-
-
-async def _end_grace(nursery: trio.Nursery) -> None:
-    await trio.sleep(STOP_GRACE_S)
-    nursery.cancel_scope.cancel()

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import trio
 
-from gapconn.admin.dedup_view import DedupView
 from gapconn.dedup.config import load_dedup
 from gapconn.dedup.service import DedupService
+from gapconn.dedup.view import DedupView
 from tests.processes.ends import LIMIT_S, POLL_S, free_host, free_port
 
 

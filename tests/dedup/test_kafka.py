@@ -14,9 +14,9 @@ import pytest
 import structlog
 import trio
 
-from gapconn.admin.dedup_view import DedupView
 from gapconn.dedup.config import load_dedup
 from gapconn.dedup.service import DedupService
+from gapconn.dedup.view import DedupView
 from gapconn.errors import DedupError
 from tests.dedup.traffic import copies, dedup_file, read_until, topics, values
 from tests.kafka.cluster import Cluster, Entry
