@@ -19,9 +19,10 @@ from typing import Any
 import attrs
 
 from gapconn.admin.token import load_token
-from gapconn.config import Pair, Role, SinkSection, SourceSection, ip_of, load_pair, public_values
+from gapconn.config import Pair, Role, SinkSection, SourceSection, ip_of, public_values
 from gapconn.errors import ConfigError
 from gapconn.keys import load_keys
+from gapconn.pair_file import load_pair
 from gapconn.units import Address, format_percent, format_rate, format_seconds
 from gapconn.wording import given_text
 

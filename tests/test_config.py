@@ -12,8 +12,9 @@ import attrs
 import pytest
 
 from gapconn import plugins
-from gapconn.config import Admin, Link, Log, Pair, Role, load_pair, option, public_values
+from gapconn.config import Admin, Link, Log, Pair, Role, option, public_values
 from gapconn.errors import ConfigError
+from gapconn.pair_file import load_pair
 from gapconn.plugins import Carries
 from gapconn.units import Address, BitsPerSecond, Bytes, Seconds
 

@@ -8,9 +8,10 @@ import attrs
 import pytest
 
 from gapconn.check import check
-from gapconn.config import Admin, Fec, Link, Log, Security, load_pair
+from gapconn.config import Admin, Fec, Link, Log, Security
 from gapconn.dedup.config import INPUT_TYPES, OUTPUT_TYPES, Dedup, Kafka, load_dedup
 from gapconn.dedup.repeats import SinkDedup
+from gapconn.pair_file import load_pair
 from gapconn.reference import render
 from gapconn.sinks import SINKS
 from gapconn.sources import SOURCES

@@ -18,10 +18,11 @@ from gapconn.bench import report
 from gapconn.bench.egress import StepBook, StepResult, receive_steps
 from gapconn.bench.ingress import Step, send_steps
 from gapconn.bench.plan import Plan, default_rates
-from gapconn.config import Pair, load_pair
+from gapconn.config import Pair
 from gapconn.egress import Egress
 from gapconn.errors import ConfigError
 from gapconn.logs import configure_logging
+from gapconn.pair_file import load_pair
 from gapconn.units import BitsPerSecond, Bytes
 
 EXIT_FAILURE = 1

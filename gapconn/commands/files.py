@@ -19,7 +19,8 @@ FILE: Final = click.argument("file", type=PATH)
 
 def pair_of(file: Path, role: str) -> Pair:
     """The configuration as this end reads it; exits when it is wrong."""
-    from gapconn.config import Role, load_pair
+    from gapconn.config import Role
+    from gapconn.pair_file import load_pair
 
     with exit_on_wrong_configuration():
         return load_pair(file, os.environ, role=Role(role))

@@ -43,7 +43,7 @@ def why(file: Path, egress_at: Address | None, ingress_at: Address | None, as_js
       gapconn why pair.toml
       gapconn why pair.toml --egress 10.0.0.2:9464 --ingress 10.0.0.1:9464
     """
-    from gapconn.config import load_pair
+    from gapconn.pair_file import load_pair
     from gapconn.why import command
 
     with exit_on_wrong_configuration():

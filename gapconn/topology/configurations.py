@@ -9,8 +9,9 @@ from pathlib import Path
 
 import attrs
 
-from gapconn.config import Pair, Role, load_pair
+from gapconn.config import Pair, Role
 from gapconn.errors import ConfigError
+from gapconn.pair_file import load_pair
 from gapconn.topology.model import Fault
 
 HIDDEN = "0"

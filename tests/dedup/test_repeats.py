@@ -8,9 +8,10 @@ import pytest
 import structlog
 
 from gapconn.check import check, summary
-from gapconn.config import Role, load_pair
+from gapconn.config import Role
 from gapconn.dedup.repeats import RepeatFilter, SinkDedup
 from gapconn.errors import ConfigError
+from gapconn.pair_file import load_pair
 from gapconn.plugins import Context
 from gapconn.record import Batch, Chunk, ChunkKind, Records
 from gapconn.sinks import Delivery

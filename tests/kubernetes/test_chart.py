@@ -13,7 +13,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from gapconn.config import Role, load_pair
+from gapconn.config import Role
+from gapconn.pair_file import load_pair
 
 ROOT = Path(__file__).parent.parent.parent
 CHART = ROOT / "kubernetes" / "gapconn"

@@ -15,7 +15,7 @@ import attrs
 import pytest
 import trio
 
-from gapconn.config import load_pair
+from gapconn.pair_file import load_pair
 from gapconn.testing.gap import FaultPlan, GapCounts, GapSwitch, relay
 from gapconn.why.command import as_json, ask
 from tests.processes.ends import End, Ends
