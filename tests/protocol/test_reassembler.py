@@ -419,7 +419,9 @@ def test_the_oldest_missing_message_makes_room_and_only_that() -> None:
     assert (subject.settled, subject.held_bytes) == ([], 4 * one)
     assert add(subject, messages[5][0]) == TAKEN
     assert fates(subject.settled) == [LossCause.OVERFLOW], "message 0 was the oldest, 1 may still come"
-    assert add(subject, *messages[1]) == (2, DropReason.NOT_NEEDED), "now 1 is the oldest, and makes room for itself"
+    assert add(subject, *messages[1]) == TAKEN, "now 1 is the oldest, and makes room for itself: it comes late"
+    late = subject.settled.pop()
+    assert (late.first, late.late) == (1, True)
     assert fates(subject.settled) == [LossCause.OVERFLOW, LossCause.OVERFLOW, bytes([2]) * 100]
     assert add(subject, messages[3][1]) == TAKEN
     assert fates(subject.settled)[3:] == [bytes([3]) * 100, bytes([4]) * 100]
@@ -443,7 +445,7 @@ def test_the_oldest_message_of_all_is_given_up_when_there_is_no_room_for_it() ->
     first, second, third = (session.message(bytes([i]) * size) for i, size in enumerate((400, 100, 100)))
     subject = reassembler(bytes_max=600)
     add(subject, second[0])
-    assert add(subject, first[0]) == (1, DropReason.NOT_NEEDED)
+    assert add(subject, first[0]) == (1, DropReason.OVER_LIMIT)
     assert fates(subject.settled) == [LossCause.OVERFLOW]
     add(subject, *third)
     add(subject, second[1])
