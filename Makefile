@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 PYTEST_WORKERS ?= 2
 DOCKER ?= docker
 IMAGE_BUILD_OPTIONS ?=
+STACKS ?= tests/stacks
 SOAK_MINUTES ?= 30
 
 .DEFAULT_GOAL := help
@@ -50,7 +51,7 @@ image:  ## the container image gapconn:local (needs a Docker engine)
 	$(DOCKER) build $(IMAGE_BUILD_OPTIONS) -f compose/Dockerfile -t gapconn:local .
 
 stacks: $(VENV)/ready  ## every stack of compose/: started, broken, and every record accounted for (needs the image)
-	@$(BIN)/python -m pytest -m docker tests/stacks
+	@$(BIN)/python -m pytest -m docker $(STACKS)
 
 chart: $(VENV)/ready  ## the Helm chart: lint, and what it renders (needs helm)
 	@$(BIN)/python -m pytest -m helm tests/kubernetes

@@ -253,11 +253,15 @@ class KafkaPair:
 
     async def close(self, case: str, *others: Ends, ordered: bool = True, places: bool = True) -> Account:
         """End everything in order, and account for every record; `others` are further pairs, which have ended."""
+        await self.finish()
+        return await self.account(case, *others, ordered=ordered, places=places)
+
+    async def finish(self) -> None:
+        """Wait until all is sent, with some records behind it, and end everything in order."""
         await self.sent()
         await self.produce(CLOSING_RECORDS * PARTITIONS)
         await self.sent()
         await self.leave()
-        return await self.account(case, *others, ordered=ordered, places=places)
 
     async def sends_on(self, records: int = 100) -> None:
         """Wait until so many more records are accepted by this pair's sink."""

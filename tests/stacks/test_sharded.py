@@ -65,6 +65,7 @@ def test_sharded(start: Callable[[str], Stack]) -> None:
     # An egress dies: the monitor pauses its ingress, which goes back to what was delivered.
     killed_ms = stack.kill("egress-b")
     until(lambda: paused(stack, "b"), "ingress-b is paused")
+    stack.figures["egress-b killed: ingress-b paused"] = round((now_ms() - killed_ms) / 1000, 1)
     stack.note_outage("egress-b killed", killed_ms)
     stack.start("egress-b")
     wait_settled(stack)
