@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import attrs
 
 from gapconn.journal import Entry, Journal, Place
 from gapconn.ranges import RangeSet
-from gapconn.store.database import StateFile
+from gapconn.store.shared_file import SharedFile
 
 _TABLES: Final = (
     "CREATE TABLE entry(number INTEGER PRIMARY KEY, facts TEXT NOT NULL)",
@@ -53,31 +53,12 @@ class Changes:
         )
 
 
-class GapFile:
-    """The journal's file. Every error is a `LinkError` that names it."""
+class GapFile(SharedFile):
+    """The journal's file."""
 
-    def __init__(self, file: StateFile) -> None:
-        self._file = file
-
-    @classmethod
-    def open(cls, directory: Path, link: str, link_id: int) -> Self:
-        """Open the journal of this link; the first time, make it.
-
-        Raises:
-            LinkError: it cannot be used: the message names the file and says what to do.
-        """
-        return cls(
-            StateFile(
-                directory,
-                link=link,
-                link_id=link_id,
-                role="gaps",
-                tables=_TABLES,
-                synchronous="FULL",
-                when_lost="what was missing until now is then not known any more",
-                shared=True,
-            )
-        )
+    role = "gaps"
+    tables = _TABLES
+    when_lost = "what was missing until now is then not known any more"
 
     @staticmethod
     def path(directory: Path, link: str) -> Path:
@@ -116,16 +97,6 @@ class GapFile:
             return [(number, [int(each) for each in json.loads(text)], str(reason)) for number, text, reason in rows]
         except (ValueError, TypeError) as error:
             raise self._file.damaged(f"a wish cannot be read: {error!r}") from error
-
-    def close(self) -> None:
-        """Let go of the file. May be called again."""
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def facts(entry: Entry) -> dict[str, Any]:

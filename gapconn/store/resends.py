@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import attrs
 
 from gapconn.bundle import Lost
 from gapconn.protocol.envelope import Span
-from gapconn.store.database import StateFile
+from gapconn.store.shared_file import SharedFile
 
 FINISHED_KEPT_MAX: Final = 100
 
@@ -76,31 +75,12 @@ class ResendProgress:
         return self.state in ("done", "failed")
 
 
-class ResendFile:
-    """The requests. Every error is a `LinkError` that names the file."""
+class ResendFile(SharedFile):
+    """The requests of a link."""
 
-    def __init__(self, file: StateFile) -> None:
-        self._file = file
-
-    @classmethod
-    def open(cls, directory: Path, link: str, link_id: int) -> Self:
-        """Open the requests of this link; the first time, make the file.
-
-        Raises:
-            LinkError: it cannot be used: the message names the file and says what to do.
-        """
-        return cls(
-            StateFile(
-                directory,
-                link=link,
-                link_id=link_id,
-                role="resend",
-                tables=_TABLES,
-                synchronous="FULL",
-                when_lost="requests that were not finished are forgotten",
-                shared=True,
-            )
-        )
+    role = "resend"
+    tables = _TABLES
+    when_lost = "requests that were not finished are forgotten"
 
     def add(self, wanted: Wanted) -> int:
         """Ask for this; the number of the request."""
@@ -158,16 +138,6 @@ class ResendFile:
             return ResendProgress(**given, gone=gone, messages_gone=messages_gone)
         except (ValueError, TypeError, KeyError) as error:
             raise self._file.damaged(f"request {number} cannot be read: {error!r}") from error
-
-    def close(self) -> None:
-        """Let go of the file. May be called again."""
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _text_of(progress: ResendProgress) -> str:
