@@ -205,6 +205,8 @@ class EventLog:
     def message_refused(self, message: MessageDelivered, cause: LossCause, why: str) -> None:
         """A message arrived whole and cannot be handed over."""
         self.journal.refused(message, cause, _now_ms())
+        if message.late:
+            return  # it was counted and told when it was lost, and is lost as before
         name = cause.name.lower()
         self.refused[name] += 1
         self.refused_records += message.record_count

@@ -86,6 +86,13 @@ async def test_local_runs_both_ends_and_neither_source_nor_sink_is_needed(
     assert "Set rate = " in text
 
 
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for this signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (caught,) = (int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(caught >> (number - 1) & 1)
+
+
 async def test_a_stopped_ingress_ends_the_bench_and_says_so(
     ends: Ends, bench: Callable[..., End], tmp_path: Path
 ) -> None:
@@ -94,6 +101,7 @@ async def test_a_stopped_ingress_ends_the_bench_and_says_so(
     await egress.until(lambda: "waiting for" in (tmp_path / "out").read_text(), "it listens")
     ingress = bench("ingress", "--rates", "4 Mbit/s", "--seconds", "600", output="sent")
     await ingress.until(lambda: "announcing" in (tmp_path / "sent").read_text(), "it runs")
+    await ingress.until(lambda: catches(ingress.process.pid, signal.SIGTERM), "it listens to signals")
     await trio.sleep(1)  # so that it is in its step, most likely; the outcome is the same if not
     assert await ingress.stop(signal.SIGTERM) == 1
     assert "stopped before the last step" in (tmp_path / "sent").read_text()

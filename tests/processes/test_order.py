@@ -49,4 +49,5 @@ async def test_every_record_is_delivered_once_or_reported(ends: Ends, order: str
     if order == "available":
         assert told["reordered"] > 0
     else:
-        assert told["reordered"] <= status["journal"]["records_late"]
+        # More may have come after the status.
+        assert told["reordered"] <= egress.total("records_late")

@@ -262,4 +262,5 @@ async def test_a_source_that_cannot_be_read_again_says_so(ends: Ends) -> None:
         ends, "resend", str(ends.file), "--topic", "t", "--from", "2026-01-01", "--to", "2026-01-02"
     )
     assert refused.returncode == 2
-    assert "the source 'stdin' cannot be read a second time; these can: kafka" in refused.stderr
+    assert "the source 'stdin' cannot be read a second time, and there is no [repeat_buffer]" in refused.stderr
+    assert "these can: kafka" in refused.stderr

@@ -76,12 +76,14 @@ async def test_a_stopped_egress_with_a_small_receive_buffer(ends: Ends) -> None:
     assert with_both["unseen"] == []
     assert await ingress.stop() == 0
     ended = await egress.wait_logged("session_ended")
+    status = await egress.until_status(
+        lambda s: ended["messages_sent"] == s["received"]["messages"] + sum(s["missed"]["messages"].values()),
+        "all messages are delivered or lost",
+    )
     facts = await why(ends, egress)
-    status = await egress.status()
     datagrams = facts["datagrams"]
     assert datagrams["egress_kernel"] == datagrams["missed"] == status["missed"]["datagrams"] > 20
     assert sum(count for place, count in datagrams.items() if place != "missed") == datagrams["missed"]
-    assert ended["messages_sent"] == status["received"]["messages"] + sum(status["missed"]["messages"].values())
     assert f"{datagrams['missed']:,}  dropped by the kernel of the egress's host" in await why_as_a_process(
         ends, egress
     )

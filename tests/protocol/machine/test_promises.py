@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import gapconn.protocol.reassembler
 from gapconn.protocol.events import LinkInterrupted, MessagesLost
 from gapconn.protocol.receiver import LinkReceiver, ReceiverSettings
 from gapconn.protocol.sender import LinkSender, SenderSettings
@@ -79,8 +80,9 @@ def test_a_replacement_on_a_new_host_loses_nothing(silent_ticks: int, how: str) 
 
 
 @pytest.mark.req("GC-LIM-1")
-def test_neither_end_grows_with_what_passed() -> None:
+def test_neither_end_grows_with_what_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that either end remembers, as large as it is when written down."""
+    monkeypatch.setattr(gapconn.protocol.reassembler, "LOST_RANGES_MAX", 16)
     sender, receiver = _sender(), LinkReceiver(ReceiverSettings(link_id=7), now_s=0.0)
     sizes = []
     for number in range(4_000):
