@@ -184,7 +184,8 @@ async def test_a_full_spool_over_a_restart(ends: Ends) -> None:
         'max_bytes = "1 MiB"',
         shutdown_grace="2s",
         # With repair symbols, what was refused may be whole once more behind it, and be delivered late.
-        **{**SMALL, "reassembly_bytes_max": "1 MiB", "fec": {"repair": "0%"}},
+        fec={"repair": "0%"},
+        **{**SMALL, "reassembly_bytes_max": "1 MiB"},
     )
     ends.remember_a_session()
     target.leave()
