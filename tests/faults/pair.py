@@ -251,10 +251,10 @@ class KafkaPair:
             assert trio.current_time() < deadline_s, f"of {self.load.produced} records only {now} are sent"
             await trio.sleep(POLL_S)
 
-    async def close(self, case: str, *others: Ends, ordered: bool = True, places: bool = True) -> Account:
+    async def close(self, case: str, *others: Ends, one_link: bool = True, places: bool = True) -> Account:
         """End everything in order, and account for every record; `others` are further pairs, which have ended."""
         await self.finish()
-        return await self.account(case, *others, ordered=ordered, places=places)
+        return await self.account(case, *others, one_link=one_link, places=places)
 
     async def finish(self) -> None:
         """Wait until all is sent, with some records behind it, and end everything in order."""
@@ -334,8 +334,8 @@ class KafkaPair:
             assert trio.current_time() < deadline_s, f"the sink does not accept {left} messages"
             await trio.sleep(POLL_S)
 
-    async def account(self, case: str, *others: Ends, ordered: bool = True, places: bool = True) -> Account:
-        """Account for every record, with all ends stopped; `ordered` and `places` are those of `Account.settle`."""
+    async def account(self, case: str, *others: Ends, one_link: bool = True, places: bool = True) -> Account:
+        """Account for every record, with all ends stopped; `one_link` and `places` are those of `Account.settle`."""
         journal = [entry for ends in (self.ends, *others) for entry in await journal_of(ends)]
 
         def compare() -> Account:
@@ -353,5 +353,5 @@ class KafkaPair:
         account = await trio.to_thread.run_sync(compare)
         print(account)  # noqa: T201 - shown when the test failed
         account.report()
-        account.settle(ordered=ordered, places=places)
+        account.settle(one_link=one_link, places=places)
         return account

@@ -30,7 +30,7 @@ class Scale:
 
 
 SHORT: Final = Scale(
-    kills=3,
+    kills=2,
     stops=2,
     stop_s=1.5,
     broker_kills=1,
@@ -38,7 +38,7 @@ SHORT: Final = Scale(
     away_s=2.0,
     away_records_per_second=4_000,
     outages=2,
-    soak_s=5.0,
+    soak_s=4.0,
     is_long=False,
 )
 LONG: Final = Scale(

@@ -45,7 +45,7 @@ async def test_brokers_killed_and_a_rebalance_in_the_middle(ends: Ends, clusters
             await pair.sends_on()
         await second.leave()
         await pair.sends_on()
-    account = await pair.close("brokers killed, group rebalanced", second.ends, ordered=False)
+    account = await pair.close("brokers killed, group rebalanced", second.ends, one_link=False)
     assert account.once + account.twice == account.produced, "the ends lived on, so nothing is lost"
 
 

@@ -48,7 +48,7 @@ def fill(disk: Path) -> Path:
 @pytest.mark.req("GC-DLV-22")
 async def test_the_disk_of_the_spool_is_full(ends: Ends, kafka: Cluster, delivery: str) -> None:
     """The newest is refused and reported, what is on disk is kept; when there is room again, it goes on."""
-    pair = await KafkaPair.make(ends, kafka, kafka, delivery, with_target=False)
+    pair = await KafkaPair.make(ends, kafka, kafka, delivery, records_per_second=8_000, with_target=False)
     with small_disk(ends.directory / "disk", "8m") as disk:
         pair.configure(
             spool=f'directory = "{disk}"\nmax_bytes = "1 GiB"\nkeep_free_bytes = "1 MiB"\nafter = "50ms"',
