@@ -15,7 +15,7 @@ import trio
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
 from tests.faults.ledger import Account
-from tests.faults.pair import CLOSING_RECORDS, PARTITIONS, ROUND_LIMIT_S, KafkaPair
+from tests.faults.pair import PARTITIONS, ROUND_LIMIT_S, KafkaPair
 from tests.faults.records import read_value
 from tests.faults.scale import SCALE
 from tests.kafka.cluster import Cluster
@@ -137,9 +137,7 @@ async def test_soak(ends: Ends, kafka: Cluster, delivery: str) -> None:
                         assert end.process.poll() is None, f"{end.name} ended"
                         samples[role].append(Sample.of(end.process.pid))
                     await trio.sleep(min(1.0, SCALE.soak_s / 60))
-            await pair.sent()
-            await pair.produce(CLOSING_RECORDS * PARTITIONS)
-            await pair.leave()
+            await pair.finish()
             await follower.reaches(pair.load.produced)
         finally:
             follower.enough.set()
