@@ -37,8 +37,10 @@ async def test_every_record_is_delivered_once_or_reported(ends: Ends, order: str
 
         # Positions are dense here, so what is not at the sink must be open in the journal, and nothing else.
         status = await egress.until_status(
-            lambda s: s["sink"]["received"] + s["journal"]["positions_missing"] == RECORDS
-            and s["journal"]["records_late"] > 0,
+            lambda s: (
+                s["sink"]["received"] + s["journal"]["positions_missing"] == RECORDS
+                and s["journal"]["records_late"] > 0
+            ),
             "all that was sent is delivered or reported, and some of it came late",
         )
         nursery.cancel_scope.cancel()
