@@ -344,16 +344,17 @@ class Journal:
     def came_late(self, epoch: int, number: int, now_ms: int) -> None:
         """The sink has accepted this message, which was lost before (GC-DLV-34).
 
-        An entry that knows of no positions is closed with the last of its messages.
+        An entry that knows of no positions is closed with the last of its messages. One that is closed already notes it
+        too: it may be asked whether the message came (`has_come_late`).
         """
         if not self.is_lost(epoch, number):
             return
-        for entry in [each for each in self.open_entries if each.epoch == epoch]:
+        for entry in [each for each in self if each.epoch == epoch]:
             if not entry.messages.within(number, number):
                 continue
             entry.late.add(number, number)
             self._change(entry)
-            if not entry.missing and not entry.messages_missing:
+            if entry.open and not entry.missing and not entry.messages_missing:
                 entry.reason = entry.reason if entry.messages_gone else LATE
                 self._unproven.pop(entry.number, None)
                 self._close(entry, "unrecoverable" if entry.gone or entry.messages_gone else "repaired", now_ms)

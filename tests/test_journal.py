@@ -297,3 +297,18 @@ def test_positions_are_open_in_one_entry_until_they_are_settled(
         ]  # fmt: skip
         assert sorted(in_entries) == sorted(model)
         assert all(entry.open == bool(entry.missing) for entry in journal if entry.outcome != "by_hand")
+
+
+@pytest.mark.req("GC-DLV-34", "GC-ONCE-4")
+@pytest.mark.parametrize("closed_by", ["the positions that were found", "hand"])
+def test_that_a_message_came_late_is_noted_in_an_entry_that_is_closed_already(closed_by: str) -> None:
+    journal = told(lost(5, 5), missing(10, 19))
+    if closed_by == "hand":
+        journal.close_by_hand([1], "sent by mail", 2_000)
+    else:
+        journal.found(T, [(10, 19)], 2_000)
+    [entry] = journal
+    outcome = entry.outcome
+    journal.came_late(5, 5, 3_000)
+    assert journal.has_come_late(5, 5)
+    assert (entry.outcome, entry.closed_ms) == (outcome, 2_000)
