@@ -277,7 +277,7 @@ class SinkQueue:
         if isinstance(opened, RemoteProtocolError):
             self.events.message_refused(message, LossCause.DAMAGED, str(opened))
             self._lost_before += 1
-            accept()
+            self._done_with(waiting)  # not accepted: it is lost, and did not come late
             return None
         self.origin = opened.origin or self.origin
         batch = self._to_deliver(opened, message)

@@ -431,6 +431,20 @@ async def test_a_repair_that_is_damaged_in_the_spool_can_be_asked_for_again(tmp_
         assert journal.claim(STREAM, 0, 100, 104) == ((100, 104),)
 
 
+@pytest.mark.req("GC-RPR-1", "GC-DLV-31")
+async def test_what_cannot_be_decoded_is_lost_and_did_not_come_late(tmp_path: Path) -> None:
+    """It has no positions: only its number tells that it is missing."""
+    async with opened(tmp_path) as sides:
+        wrong = attrs.evolve(message(0), runs=[], positions={}, body=memoryview(b"\xff\xff no batch"))
+        assert sides.queue.offer(wrong, sides.tracker.expect(wrong), 0)
+        assert sides.offer(1)
+        assert await sides.take(1) == [1]
+        assert sides.settled == 2
+        assert sides.queue.unaccepted == 0
+        [entry] = sides.events.journal
+        assert (entry.cause, entry.outcome, list(entry.late)) == ("damaged", "open", [])
+
+
 # Any order of things
 
 
