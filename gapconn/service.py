@@ -306,12 +306,13 @@ def _with_losses(resume: Progress | None, state: EgressState, spool: Spool | Non
     if resume is None:
         return None
     lost = state.journal.messages_lost_in(resume.epoch)
-    for late in spool.described_late() if spool is not None and lost else ():
-        for (stream, partition), ranges in late.claimed.items():
+    for message in spool.described_mending() if spool is not None and (lost or state.journal.missing()) else ():
+        # It is on its way to the sink: another one that comes before it was read is not to claim the same.
+        for (stream, partition), ranges in message.claimed.items():
             for first, last in ranges:
                 state.journal.claim(stream, partition, first, last)
-        if late.epoch == resume.epoch:
-            lost.remove(late.number, late.number)
+        if message.late and message.epoch == resume.epoch:
+            lost.remove(message.number, message.number)
     return attrs.evolve(
         resume,
         lost=tuple(lost.within(0, resume.next_message - 1)),
@@ -355,13 +356,7 @@ def go_on_from_target(
         state.journal.found(place, ranges, now_ms)
     for epoch, number in reached.late:
         state.journal.came_late(epoch, number, now_ms)
-    if spool is not None and state.journal.missing():
-        # What is on its way to the target is not to be claimed by another repair that comes before it was read.
-        delivered = (reached.progress.epoch, reached.progress.next_message)
-        for message in spool.described_since(*delivered):
-            for (stream, partition), ranges in message.claimed.items():
-                for first, last in ranges:
-                    state.journal.claim(stream, partition, first, last)
+    state.journal.release_claims()  # some were of what the target has: they are made anew, below
     progress = joined(resume, reached.progress)
     state.save(progress, Changes.of(state.journal))
     return _with_losses(progress, state, spool)

@@ -533,7 +533,8 @@ class SinkQueue:
     def _take_read(self, item: Spooled | Damage, end: Place) -> None:
         now_s = trio.current_time()
         if isinstance(item, Spooled) and self._target_has(item.message):
-            # What the target has of a repair is in the journal.
+            # What the target has of a repair is in the journal; what it can never take may be asked for again.
+            self.events.journal.release(item.message.claimed)
             waiting = _Waiting(0, WAITING_OVERHEAD_BYTES, item.arrived_s, now_s, None, end=end)
         elif isinstance(item, Spooled):
             size_bytes = len(item.message.body) + WAITING_OVERHEAD_BYTES

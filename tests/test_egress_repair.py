@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import structlog
 import trio
 from structlog.testing import capture_logs
 
 from gapconn.admin.egress_view import EgressView
 from gapconn.config import Link, Spool
 from gapconn.egress import Egress
+from gapconn.events_log import EventLog
 from gapconn.journal import Journal, Place
 from gapconn.protocol.envelope import Span
 from gapconn.protocol.events import MessageDelivered, RecordsMissing
@@ -19,6 +21,7 @@ from gapconn.protocol.positions import Standing
 from gapconn.protocol.progress import Progress
 from gapconn.record import Batch, Records, encode_batch
 from gapconn.service import go_on_from_target
+from gapconn.sink_queue import SinkQueue
 from gapconn.sinks import Delivery, Inlet, Reached
 from gapconn.store.journal import GapFile
 from gapconn.store.spool import Appended, Spooled
@@ -353,3 +356,49 @@ async def test_what_the_target_says_was_repaired_is_closed_and_what_the_spool_ha
         assert state.load() == target
         assert missing(stored(way)) == {place: [(20, 29)]}
         assert state.journal.claim(STREAM, 0, 10, 29) == ((25, 29),)
+
+
+@pytest.mark.req("GC-RPR-6", "GC-DLV-20")
+async def test_a_repair_in_the_spool_is_on_its_way_from_the_start(tmp_path: Path) -> None:
+    """However long it takes until it is read: what is asked for again meanwhile does not bring the same twice."""
+    way = link(tmp_path / "state", heartbeat_interval=5, shutdown_grace=0)
+    spool = Spool(directory=str(tmp_path), after=Seconds(0.01))
+    session, away = Session(way), Taking(going=trio.Event())
+    async with opened(way, away, spool) as egress, trio.open_nursery() as nursery:
+        nursery.start_soon(egress.run)
+        await feed(egress, session.start + session.numbers((0, 10)))
+        await lose(egress, session, way)
+        await feed(egress, session.repair(numbers(10, 10), span(10, 19)))
+        await until(lambda: egress.queue.spooled == 3)
+        nursery.cancel_scope.cancel()
+    async with opened(way, Taking(), spool) as egress:  # and nothing of the spool was read yet
+        assert missing(egress.journal) == {(STREAM, 0): [(10, 19)]}
+        assert egress.journal.claim(STREAM, 0, 10, 19) == ()
+
+
+@pytest.mark.req("GC-ONCE-4", "GC-RPR-6")
+async def test_what_the_target_can_never_take_of_a_repair_may_be_asked_for_again(tmp_path: Path) -> None:
+    events = EventLog(structlog.get_logger())
+    events.journal.happened(RecordsMissing(epoch=2, stream=STREAM, partition=0, first=14, last=14), 0)
+    mended = MessageDelivered(
+        epoch=2,
+        number=8,
+        first_record=70,
+        record_count=0,
+        runs=[],
+        already_delivered={},
+        positions={},
+        body=memoryview(b""),
+        spans=(span(10, 19),),
+        claimed={(STREAM, 0): ((10, 19),)},
+    )
+    events.repair_waits(mended)
+    with SpoolOnDisk(tmp_path, link="orders", link_id=7, max_bytes=1 << 20) as spool:
+        spool.append([Spooled(message=mended, lost_before=0, arrived_s=0.0)])
+        queue = SinkQueue(1 << 20, events, spool, delivered=(2, 9))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(queue.work)
+            nursery.start_soon(anext, queue)
+            await until(lambda: not queue.unaccepted)
+            nursery.cancel_scope.cancel()
+    assert events.journal.claim(STREAM, 0, 10, 19) == ((14, 14),)

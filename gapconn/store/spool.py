@@ -213,12 +213,13 @@ class Spool:
                 if (about.epoch, about.number) >= (epoch, next_message) or (about.late and about.epoch >= epoch):
                     yield _spooled(about, memoryview(b"")).message
 
-    def described_late(self) -> Iterator[MessageDelivered]:
-        """The late messages that the sink has not accepted, without their bodies."""
+    def described_mending(self) -> Iterator[MessageDelivered]:
+        """The messages that the sink has not accepted and that bring what was lost, without their bodies."""
         for number in [number for number in self._log.sizes if number >= self.cursor.segment]:
             for entry, place in self._log.entries(number, 0, self._log.sizes[number]):
-                if entry.description.late and place.serial >= self.cursor.serial:
-                    yield _spooled(entry.description, memoryview(b"")).message
+                about = entry.description
+                if (about.late or about.claimed) and place.serial >= self.cursor.serial:
+                    yield _spooled(about, memoryview(b"")).message
 
     # -- forgetting ------------------------------------------------------------------------------------------
 
