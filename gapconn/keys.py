@@ -228,7 +228,8 @@ def _sync_directory(directory: Path) -> None:
 
 
 def _not_written(path: Path, error: OSError) -> ConfigError:
-    return ConfigError([f"{path}: the key file cannot be written: {error.strerror}"])
+    remedy = "its directory must exist and be writable"
+    return ConfigError([f"{path}: the key file cannot be written: {error.strerror}; {remedy}"])
 
 
 def overview(keys: Keys) -> Mapping[int, str]:

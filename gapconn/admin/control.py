@@ -114,7 +114,8 @@ class IngressControl:
         except ConfigError as error:
             raise _RefusedError(503, f"control is off: {error}") from error
         if not shows(request.headers.get("authorization"), token):
-            raise _RefusedError(401, "show the token: Authorization: Bearer ...", **{"WWW-Authenticate": "Bearer"})
+            what = "show the token of this ingress's [admin] token_file: Authorization: Bearer ..."
+            raise _RefusedError(401, what, **{"WWW-Authenticate": "Bearer"})
 
     async def pause(self, request: Request) -> dict[str, Any]:
         """Hold the ingress; wait a while until the source is at rest."""

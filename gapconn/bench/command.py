@@ -62,7 +62,7 @@ def run_ingress(file: Path, *, rates_bps: list[BitsPerSecond], step_s: float, si
     """
     with _bench_pair(file) as pair:
         if size_bytes > pair.link.message_bytes_max - _ROOM_BYTES:
-            raise ConfigError(["--size: a record must fit into link.message_bytes_max, with 16 KiB to spare"])
+            raise ConfigError(["--size: must be at least 16 KiB less than link.message_bytes_max: a record must fit"])
         plan = Plan(rates_bps=rates_bps or default_rates(pair.link.rate_bps), step_s=step_s, size_bytes=size_bytes)
         click.echo(f"{report.about_link(pair.link)}\n{report.about_plan(plan)}")
         click.echo(f"announcing the link for {pair.link.interruption_timeout_s:g} s")

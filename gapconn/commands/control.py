@@ -71,7 +71,7 @@ def _post(file: Path, path: str, body: Mapping[str, Any], *, timeout_s: float) -
     """Have the running ingress of `file` do something; exits with the reason when it does not."""
     import trio
 
-    from gapconn.admin.client import AdminClient
+    from gapconn.admin.client import AdminClient, NoAnswerError
     from gapconn.admin.token import load_token
 
     pair = pair_of(file, "ingress")
@@ -85,6 +85,9 @@ def _post(file: Path, path: str, body: Mapping[str, Any], *, timeout_s: float) -
 
     try:
         return trio.run(request)
+    except NoAnswerError as error:
+        click.secho(f"gapconn {path[1:]}: {error}; does the ingress run, and at admin.listen?", fg="red", err=True)
+        sys.exit(EXIT_FAILURE)
     except GapconnError as error:
         click.secho(f"gapconn {path[1:]}: {error}", fg="red", err=True)
         sys.exit(EXIT_FAILURE)
@@ -93,7 +96,8 @@ def _post(file: Path, path: str, body: Mapping[str, Any], *, timeout_s: float) -
 def _endpoint(file: Path, pair: Pair) -> tuple[str, Path]:
     admin = pair.admin
     if admin is None or not admin.token_file:
-        raise ConfigError([f"{file}: admin.token_file: missing: without it nobody can control the ingress"])
+        missing = "missing: without it nobody can control the ingress; name a token file there, and restart the ingress"
+        raise ConfigError([f"{file}: admin.token_file: {missing}"])
     if admin.listen.port == 0:
         raise ConfigError([f"{file}: admin.listen: port 0 is another one at each start: nobody knows where to ask"])
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(admin.listen.host, admin.listen.host)

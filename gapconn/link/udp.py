@@ -207,7 +207,7 @@ class UdpReceiver:
             self._socket.close()
             raise LinkError(
                 f"cannot listen on {listen[0]}:{listen[1]}: {error.strerror or error} "
-                "(each egress needs an address and port of its own; see link.address and link.bind)"
+                "(an egress needs an address of its own host, and a port of its own; see link.address and link.bind)"
             ) from error
         host, port = self._socket.getsockname()[:2]
         self.address = Address(host, port)

@@ -119,7 +119,7 @@ class TcpSource:
         except OSError as error:
             if sock is not None:
                 sock.close()
-            raise SourceError(f"cannot listen on {listen}: {error}") from error
+            raise SourceError(f"cannot listen on {listen}: {error} (see source.listen)") from error
         sock.setblocking(False)
         bound = str(Address(listen.host, sock.getsockname()[1]))
         self._context.status.update(listening=bound, open_connections=0)

@@ -93,7 +93,7 @@ class UdpSource:
         except OSError as error:
             if sock is not None:
                 sock.close()
-            raise SourceError(f"cannot listen on {listen}: {error}") from error
+            raise SourceError(f"cannot listen on {listen}: {error} (see source.listen)") from error
         sock.setblocking(False)
         self._dropped = 0  # of this socket
         self._stream = str(Address(listen.host, sock.getsockname()[1]))

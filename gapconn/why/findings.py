@@ -67,7 +67,8 @@ _CAUSES: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "while_away": (
         "sent while the egress was not running, or delivered just before it was killed",
-        "compare at the target; gapconn gaps list FILE has the records, gapconn resend sends them again",
+        "compare at the target; gapconn gaps list FILE has what is known of them, gapconn resend sends again what the"
+        " source or the repeat buffer still has",
     ),
     "refused": (
         "whole, and refused: the sink was too slow or away, and neither memory nor spool had room",
@@ -413,7 +414,7 @@ def _behind(egress: EgressCounts) -> Iterator[Finding]:
             level="note",
             count=entries,
             unit="entries",
-            what=f"{entries:,} entries of the gap journal are open, {missing:,} positions are missing",
+            what=f"open in the gap journal: entries {entries:,}, missing positions {missing:,}",
             do="gapconn gaps list FILE at the egress, and gapconn resend FILE --gaps LIST at the source",
         )
     if egress.records_filtered:
