@@ -72,7 +72,8 @@ class RepeatFilter:
 
     def of(self, delivery: Delivery) -> Delivery:
         """The delivery without repeats; perhaps with nothing in it, which is still to be accepted."""
-        if self._fingerprint is None:
+        # What is sent again as repair is missing, also where it came before and the target did not take it.
+        if self._fingerprint is None or delivery.repair:
             return delivery
         parts: list[Records | Chunk] = []
         for part in delivery.batch.parts:

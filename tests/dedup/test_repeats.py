@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import attrs
 import pytest
 import structlog
 
@@ -91,3 +92,12 @@ def test_it_is_configured_in_the_section_of_the_sink(tmp_path: Path) -> None:
     path.write_text(PAIR + '[sink.dedup]\nidentity = "field"\n')
     with pytest.raises(ConfigError, match=r"sink\.dedup\.field: missing, and identity ="):
         load_pair(path, {}, role=Role.EGRESS)
+
+
+def test_what_is_sent_again_as_repair_passes() -> None:
+    """It came before, and its target did not take it: the egress misses it."""
+    repeats, context = a_filter(SinkDedup(identity="hash"))
+    repeats.of(delivery(b"a", b"b"))
+    repaired = attrs.evolve(delivery(b"a"), repair=True)
+    assert repeats.of(repaired) is repaired
+    assert context.counters["repeats_dropped"] == 0
