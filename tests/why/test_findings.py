@@ -216,7 +216,7 @@ CASES: dict[str, tuple[EgressCounts | None, IngressCounts | None, list[tuple[str
         None,
         [
             ("source", "note", 6, ["left out by the ingress on purpose"]),
-            ("journal", "note", 2, ["2 entries", "70 positions", "gapconn resend"]),
+            ("journal", "note", 2, ["entries 2", "missing positions 70", "gapconn resend"]),
         ],
     ),
     "the source lost": (
