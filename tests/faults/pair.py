@@ -17,14 +17,13 @@ import attrs
 import trio
 
 from gapconn.config import Link
-from gapconn.sinks.kafka_config import KafkaSinkConfig
 from gapconn.store.state import IngressState
 from tests.faults.ledger import Account, check_source, messages_of
 from tests.faults.records import Load
 from tests.kafka.cluster import Cluster
 from tests.processes.ends import LIMIT_S, POLL_S, End, Ends
 
-DELIVERIES: Final = ("at-least-once", "exactly-once")[: 2 if "delivery" in attrs.fields_dict(KafkaSinkConfig) else 1]
+DELIVERIES: Final = ("at-least-once", "exactly-once")
 """The delivery modes that the sink has."""
 PARTITIONS: Final = 4
 COMMAND_LIMIT_S: Final = 3600.0
@@ -131,8 +130,8 @@ class KafkaPair:
         self.ends.configure(
             f'type = "kafka"\nbootstrap_servers = "{self.source.address}"\ntopics = ["{self.topic}"]\n'
             f'group_id = "{self.topic}"\n{client}',
-            f'type = "kafka"\nbootstrap_servers = "{self.target_address}"\ntopic = "copy-{{topic}}"'
-            + (f'\ndelivery = "{self.delivery}"' if len(DELIVERIES) > 1 else ""),
+            f'type = "kafka"\nbootstrap_servers = "{self.target_address}"\ntopic = "copy-{{topic}}"\n'
+            f'delivery = "{self.delivery}"',
             spool=spool,
             **{"name": self.name, **link},
         )

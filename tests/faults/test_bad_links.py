@@ -8,7 +8,6 @@ import attrs
 import pytest
 import trio
 
-from gapconn.config import Link
 from tests.faults.gap import gap
 from tests.faults.pair import KafkaPair
 from tests.faults.scale import SCALE
@@ -93,7 +92,6 @@ async def test_over_a_bad_link(ends: Ends, kafka: Cluster, delivery: str, link: 
 @pytest.mark.kafka
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-@pytest.mark.skipif("repeat" not in attrs.fields_dict(Link), reason="this version repeats nothing")
 async def test_what_was_lost_is_repeated(ends: Ends, kafka: Cluster, delivery: str) -> None:
     """A bad link without repair symbols, and every message is sent twice more: the target is complete by itself."""
     pair = await KafkaPair.make(ends, kafka, kafka, delivery)
