@@ -31,6 +31,8 @@ from gapconn.testing.kafka_broker import ADDRESS_VARIABLE, make_node
 RECORDS_PER_S = 1000
 SLICE_S = 5.0
 ROUNDS = 4
+WARM_UP_S = 4.0
+"""Before the first slice. A broker that has just started makes whoever comes first wait."""
 LEFT_OUT_S = 1.0
 """At the beginning of each slice: connections wake up, caches fill."""
 STAMP_BYTES = 8
@@ -77,8 +79,8 @@ def measure(address: str, *, rounds: int = ROUNDS, slice_s: float = SLICE_S) -> 
     ):
         running.wait_active()
         producer = Producer({"bootstrap.servers": address, "linger.ms": 0})
-        for path in (pair, plain):  # until the group of each is there, and its connections
-            _load(producer, path, 1.0)
+        for path in (pair, plain):  # until the group of each is there, its connections, and a broker that is warm
+            _load(producer, path, WARM_UP_S)
             _wait_for_all(path, 60)
         for _ in range(rounds):
             for path in (pair, plain):

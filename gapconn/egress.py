@@ -215,6 +215,7 @@ class Egress:
             self._pool.give(slab)
         elif self.socket.drained and self._arrivals_out.statistics().tasks_waiting_receive:
             self._reassemble(arrival)
+            await trio.lowlevel.checkpoint()  # the sink has its turn before what has come meanwhile
         else:
             await self._arrivals_in.send(arrival)
         return bool(arrival.bursts)

@@ -361,7 +361,7 @@ class EgressView:
         )
         yield counter(
             "gapconn_repeats_not_needed_total",
-            "Source symbols that came of messages that were delivered before.",
+            "Source symbols that came and were not needed: of repeats, or behind repair symbols.",
             self._egress.core.repeats_not_needed,
         )
         yield gauge(

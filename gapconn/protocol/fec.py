@@ -65,6 +65,9 @@ def encode(codec: Codec, source: Bytes2D, repair: Bytes2D, blocks: int) -> None:
         repair: (repair symbols of the message, bytes): is filled.
         blocks: Blocks of the message.
     """
+    if len(source) == len(repair) == 1:  # the matrix is a one: small messages are many, and are in a hurry
+        repair[:] = source
+        return
     for block in range(blocks):
         symbols = source[block::blocks]
         codec.combine(repair_matrix(len(symbols), len(repair) // blocks), symbols, repair[block::blocks])

@@ -36,8 +36,15 @@ class Cut:
         return self.blocks * self.repair_symbols
 
     @property
+    def in_one_burst(self) -> bool:
+        """Whether source and repair symbols travel together: a burst more takes longer than to make a few of them."""
+        return self.symbols + self.all_repair_symbols <= self.rows
+
+    @property
     def bursts(self) -> int:
-        """Of both kinds. None has both, so that no source symbol waits for repair symbols to be made."""
+        """Where it is more than one, none has both kinds: no source symbol waits for repair symbols to be made."""
+        if self.in_one_burst:
+            return 1
         return -(-self.symbols // self.rows) - (-self.all_repair_symbols // self.rows)
 
 
@@ -141,12 +148,8 @@ class Fragmenter:
     def build(self, slab: Slab, first_sequence: int) -> Burst:
         """The next burst, in `slab`, its datagrams numbered from `first_sequence` on."""
         cut, first = self._cut, self._next
-        behind = first - cut.symbols  # of the source symbols
-        if behind < 0:
-            symbols, begin = self._symbols, first
-        else:
-            symbols, begin = self._repair_symbols(), behind
-        count = min(cut.rows, len(symbols) - begin)
+        source_only = first < cut.symbols and not cut.in_one_burst
+        count = min(cut.rows, (cut.symbols if source_only else cut.symbols + cut.all_repair_symbols) - first)
         self._next = first + count
         self.bursts_left -= 1
         trailer_bytes = self._protector.trailer_bytes
@@ -156,14 +159,26 @@ class Fragmenter:
         rows.header_bytes[:count] = self._header
         rows.sequences[:count] = _COUNTING[:count] + np.uint64(first_sequence)
         rows.symbols[:count] = _COUNTING[:count] + np.uint64(first)
-        rows.payloads[:count] = symbols[begin : begin + count]
+        self._put_symbols(rows.payloads, first, count)
         self._protector.protect(rows, count)
         return Burst(slab, datagram_bytes, count)
+
+    def _put_symbols(self, payloads: NDArray[np.uint8], first: int, count: int) -> None:
+        """Put `count` symbols into as many rows, from number `first` on."""
+        cut = self._cut
+        behind = first - cut.symbols  # of the source symbols
+        if behind >= 0:
+            payloads[:count] = self._repair_symbols()[behind : behind + count]
+        elif first + count <= cut.symbols:
+            payloads[:count] = self._symbols[first : first + count]
+        else:
+            payloads[: cut.symbols] = self._symbols
+            fec.encode(self._codec, self._symbols, payloads[cut.symbols : count], cut.blocks)
 
     def _repair_symbols(self) -> NDArray[np.uint8]:
         """Made when the source symbols are on their way."""
         if self._repair is None:
             cut = self._cut
-            self._repair = self._workspace.matrix(cut.blocks * cut.repair_symbols, cut.symbol_bytes)
+            self._repair = self._workspace.matrix(cut.all_repair_symbols, cut.symbol_bytes)
             fec.encode(self._codec, self._symbols, self._repair, cut.blocks)
         return self._repair

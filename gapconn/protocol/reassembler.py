@@ -104,8 +104,8 @@ class _Patchwork:
         blocks = np.where(places < source, places, places - source) % self._blocks
         return np.bincount(blocks, minlength=self._blocks).astype(np.int16)
 
-    def add(self, first: int, payloads: NDArray[np.uint8]) -> int:
-        """Put symbols in, from number `first` on; how many of them were of use."""
+    def add(self, first: int, payloads: NDArray[np.uint8]) -> tuple[int, int]:
+        """Put symbols in, from number `first` on; how many of them were of use, and how many of those are source."""
         places = first + np.flatnonzero(~self.present[first : first + len(payloads)])
         needs = self.needs - self._of_blocks(places)
         if len(places) and int(needs.max()) <= 0:  # of those behind the one that completes the message, none is of use
@@ -118,7 +118,7 @@ class _Patchwork:
             if self._repair is None:
                 self._repair = np.empty((self._blocks * self._repair_symbols, payloads.shape[1]), np.uint8)
             self._repair[places[of_source:] - len(self._source)] = payloads[places[of_source:] - first]
-        return len(places)
+        return len(places), of_source
 
     def _needed(self, places: NDArray[np.intp], needs: NDArray[np.int16]) -> tuple[NDArray[np.intp], NDArray[np.int16]]:
         """The symbols without those behind which all blocks have enough, and what the blocks then need."""
@@ -162,14 +162,16 @@ class _Partial:
         """Whether the message can be opened: every block has as many symbols as it has source symbols (GC-FEC-3)."""
         return self._in_front == len(self.symbols) if self._patchwork is None else self._patchwork.complete
 
-    def add(self, first: int, payloads: NDArray[np.uint8]) -> int:
-        """Put symbols in, from number `first` on, into a message that is not complete; how many of them were of use."""
+    def add(self, first: int, payloads: NDArray[np.uint8]) -> tuple[int, int]:
+        """Put symbols in, from number `first` on; how many of them were of use, and how many of those are source."""
+        if self.complete:
+            return 0, 0
         if self._patchwork is None:
             if first == self._in_front:  # as long as nothing is missing, there is nothing to keep account of
                 stop = min(first + len(payloads), len(self.symbols))
                 self.symbols[first:stop] = payloads[: stop - first]
                 self._in_front = stop
-                return stop - first
+                return stop - first, stop - first
             _, _, blocks, repair_symbols = self.cut
             self._patchwork = _Patchwork(self.symbols, self._in_front, blocks, repair_symbols)
         return self._patchwork.add(first, payloads)
@@ -220,7 +222,7 @@ class Reassembler:
         self.lost_forgotten = 0
         """Lost messages that would not be taken any more (GC-DLV-32)."""
         self.repeats_not_needed = 0
-        """Source symbols of messages that were delivered before."""
+        """Source symbols that came and were not needed: of repeats, or behind repair symbols."""
         self._lost = RangeSet(lost)
         self._late: OrderedDict[int, _Partial] = OrderedDict()
         """Incomplete lost messages, the one to which a symbol was added longest ago first."""
@@ -293,7 +295,7 @@ class Reassembler:
         if number < self.next_message:
             return self._add_late(header, payloads)
         if number in self._ahead:
-            return self._not_needed(header, count)
+            return self._unused(header, count)
         partial = self._held.get(number)
         if partial is None:
             partial = self._hold(number, header)
@@ -301,12 +303,12 @@ class Reassembler:
                 return self._add_late(header, payloads)
         elif partial.cut != _cut(header):
             return count, DropReason.INCONSISTENT_MESSAGE
-        used = 0 if partial.complete else partial.add(header.symbol, payloads)
+        used, of_source = partial.add(header.symbol, payloads)
         if partial.complete and number == self.next_message:
             self._advance()
         elif partial.complete and self._available:
             self._deliver_ahead(number)
-        return (count - used, DropReason.NOT_NEEDED) if used < count else (0, None)
+        return self._unused(header, count, used, of_source)
 
     def miss(self, number: int) -> None:
         """A message that was settled is missing after all: take it again when it is repeated."""
@@ -399,7 +401,7 @@ class Reassembler:
         (GC-DLV-32)."""
         number, count = header.message, len(payloads)
         if not self._lost or not self._lost.within(number, number):
-            return self._not_needed(header, count)
+            return self._unused(header, count)
         partial = self._late.get(number)
         if partial is None:
             size_bytes = _held_bytes(header)
@@ -413,15 +415,17 @@ class Reassembler:
             return count, DropReason.INCONSISTENT_MESSAGE
         else:
             self._late.move_to_end(number)
-        used = partial.add(header.symbol, payloads)
+        used, of_source = partial.add(header.symbol, payloads)
         if partial.complete:
             self._deliver_late(number, partial)
-        return (count - used, DropReason.NOT_NEEDED) if used < count else (0, None)
+        return self._unused(header, count, used, of_source)
 
-    def _not_needed(self, header: Header, count: int) -> tuple[int, DropReason]:
-        """Drop symbols of a message that was delivered."""
-        self.repeats_not_needed += max(0, min(count, header.source_symbols - header.symbol))
-        return count, DropReason.NOT_NEEDED
+    def _unused(self, header: Header, count: int, used: int = 0, of_source: int = 0) -> tuple[int, DropReason | None]:
+        """Drop what is left of so many symbols when some of them, and of those some source symbols, were used."""
+        if used == count:
+            return 0, None
+        self.repeats_not_needed += max(0, min(count, header.source_symbols - header.symbol)) - of_source
+        return count - used, DropReason.NOT_NEEDED
 
     def _deliver_ahead(self, number: int) -> None:
         """Deliver a message that is whole while earlier ones are not, and remember what its order needs."""

@@ -53,6 +53,8 @@ class ReceiverSettings:
     """Secrets to open datagrams with; None for security mode `none`."""
 
 
+SINGLY_MAX = 2
+"""Up to so many datagrams of a burst are looked at one by one: to treat them as a matrix takes longer."""
 _KNOWN_TYPES = frozenset(DatagramType)
 _UNVERIFIED = frozenset({DropReason.WRONG_SECURITY_MODE, DropReason.UNKNOWN_KEY, DropReason.BAD_CHECK})
 """Reasons to drop a datagram of a sealed link for not being what it says."""
@@ -162,7 +164,7 @@ class LinkReceiver:
 
     @property
     def repeats_not_needed(self) -> int:
-        """Source symbols that came of messages that were delivered before: of repeats, or behind repair symbols."""
+        """Source symbols that came and were not needed: of repeats, or behind repair symbols."""
         return self.counters.repeats_not_needed + self._reassembler.repeats_not_needed
 
     @property
@@ -290,8 +292,10 @@ class LinkReceiver:
         if burst.datagram_bytes < self._overhead_bytes:
             self._drop_stranger(DropReason.TOO_SHORT, count, 0, now_s)
             return
-        if count == 1:
-            self._receive_single(burst.bytes, now_s)
+        if count <= SINGLY_MAX:
+            datagrams, size = burst.bytes, burst.datagram_bytes
+            for start in range(0, count * size, size):
+                self._receive_single(datagrams[start : start + size], now_s)
             return
         rows = burst.slab.layout(burst.datagram_bytes, count, burst.offset, trailer_bytes=self._verifier.trailer_bytes)
         payloads, reasons = self._verifier.verify(rows, count)

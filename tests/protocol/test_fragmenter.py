@@ -98,6 +98,21 @@ def test_the_datagrams_are_those_made_by_hand(
     assert built == by_hand
 
 
+@pytest.mark.parametrize(
+    ("symbols", "share", "counts"),
+    [(1, 0, [1]), (1, 500, [2]), (3, 10_000, [6]), (4, 10_000, [4, 4]), (4, 500, [5]), (6, 500, [6, 1])],
+)
+def test_symbols_of_both_kinds_travel_together_where_one_burst_has_room(
+    symbols: int, share: int, counts: list[int]
+) -> None:
+    length = 65 * symbols
+    fragmenter = made(bytes(length), cut_of(length, 65, 6, share), 0)
+    built: list[int] = []
+    while fragmenter.bursts_left:
+        built.append(fragmenter.build(Slab(), sum(built)).count)
+    assert built == counts
+
+
 def test_all_headers_of_a_message_are_equal_but_for_sequence_and_symbol() -> None:
     """So that a burst is checked as a matrix, and need not end where a block does."""
     length = 1_000 * 65

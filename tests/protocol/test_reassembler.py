@@ -127,6 +127,18 @@ def test_of_a_run_only_the_symbols_that_are_held_are_dropped() -> None:
     assert fates(subject.settled) == [bytes(range(200))]
 
 
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.req("GC-FEC-4", "GC-DLV-6")
+def test_source_symbols_behind_those_that_were_enough_are_counted(together: bool) -> None:
+    first, second, third, repair, _ = Session(symbol_bytes=40, repair_symbols=2).message(bytes(80))
+    subject = reassembler()
+    add(subject, repair)
+    for datagrams in [[first, second, third]] if together else [[first], [second], [third]]:
+        add(subject, *datagrams)
+    assert fates(subject.settled) == [bytes(80)]
+    assert subject.repeats_not_needed == 1
+
+
 @pytest.mark.req("GC-FEC-4", "GC-DLV-6")
 def test_a_whole_message_does_not_wait_for_its_repair_symbols() -> None:
     session = Session(symbol_bytes=40, repair_symbols=2)

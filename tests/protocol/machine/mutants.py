@@ -563,9 +563,9 @@ def small_messages_have_no_repair_symbols(patch: Patch) -> None:
 def repair_symbols_are_never_used(patch: Patch) -> None:
     add = reassembler._Partial.add
 
-    def plain(self: Any, first: int, payloads: NDArray[np.uint8]) -> int:
+    def plain(self: Any, first: int, payloads: NDArray[np.uint8]) -> tuple[int, int]:
         source = payloads[: max(0, len(self.symbols) - first)]
-        return add(self, first, source) if len(source) else 0
+        return add(self, first, source) if len(source) else (0, 0)
 
     patch.setattr(reassembler._Partial, "add", plain)
 
