@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from gapconn.errors import SinkError
 from gapconn.plugins import Context
 from gapconn.record import Batch, Chunk, ChunkKind, Records
-from gapconn.sinks.files import FilesSink, FilesSinkConfig
+from gapconn.sinks.files import FilesSink
+from gapconn.sinks.files_config import FilesSinkConfig
 from gapconn.testing.pipes import Pipe, ScriptedInlet, make_context
 
 MTIME_NS = 1_600_000_000_123_456_789

@@ -21,7 +21,8 @@ from gapconn.errors import SourceError
 from gapconn.filetree import path_of
 from gapconn.plugins import Context
 from gapconn.record import Batch, Chunk, ChunkKind
-from gapconn.sinks.files import FilesSink, FilesSinkConfig
+from gapconn.sinks.files import FilesSink
+from gapconn.sinks.files_config import FilesSinkConfig
 from gapconn.sources import files as files_module
 from gapconn.sources.files import FilesSource, FilesSourceConfig
 from gapconn.sources.watched_directory import SentLedger, Version, WatchedDirectory, WatchedFile
