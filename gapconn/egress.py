@@ -192,7 +192,7 @@ class Egress:
     # -- The tasks -------------------------------------------------------------------------------------------
 
     async def receiver(self) -> None:
-        """Move what the kernel holds into slabs; when told to stop, until it holds nothing more."""
+        """Move what the kernel holds into slabs; when told to stop, until it holds nothing more, or keeps the rest."""
         async with self._arrivals_in:
             while not self.stopping:
                 if self.socket.drained:
@@ -201,8 +201,19 @@ class Egress:
                     await trio.lowlevel.checkpoint()
                 await self._receive()
             until_s = trio.current_time() + LAST_RECEIVE_S
-            while await self._receive() and trio.current_time() < until_s:
-                await trio.lowlevel.checkpoint()
+            if self.socket.passed:  # the rest waits there for the next process
+                while not self._between_messages and trio.current_time() < until_s:
+                    with trio.move_on_after(WATCH_INTERVAL_S):
+                        await self.socket.wait_readable()
+                    await self._receive()
+            else:
+                while await self._receive() and trio.current_time() < until_s:
+                    await trio.lowlevel.checkpoint()
+
+    @property
+    def _between_messages(self) -> bool:
+        """Whether no message is cut in two if nothing more is received."""
+        return not self.core.held_messages and not self._arrivals_out.statistics().current_buffer_used
 
     async def _receive(self) -> bool:
         """Move what the kernel holds, as much as a slab takes; whether it held anything.

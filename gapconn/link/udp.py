@@ -24,6 +24,7 @@ from structlog.typing import FilteringBoundLogger
 
 from gapconn.backoff import Backoff
 from gapconn.errors import LinkError
+from gapconn.passed_sockets import passed_socket
 from gapconn.protocol.wire import SLAB_BYTES, Burst, Slab
 from gapconn.socket_buffers import dropped_datagrams, grow_receive_buffer
 from gapconn.throttle import ThrottledLog
@@ -176,6 +177,7 @@ class UdpReceiver:
         address: Where it listens, as the kernel says.
         gro: Whether the kernel joins datagrams.
         buffer_bytes: Receive buffer that the kernel granted.
+        passed: Whether the service manager keeps the socket: what comes when this process is gone waits for the next.
         drained: Whether the kernel held no more when something was received last.
         tells_drops: Whether the kernel says behind what it dropped something; else `Burst.dropped_before` stays 0.
     """
@@ -189,7 +191,8 @@ class UdpReceiver:
         buffer_bytes: int,
         gro: bool = True,
     ) -> None:
-        self._socket = socket.socket(family, socket.SOCK_DGRAM)
+        passed = passed_socket(family, socket.SOCK_DGRAM, listen, log)
+        self._socket = passed or socket.socket(family, socket.SOCK_DGRAM)
         try:
             self._socket.setblocking(False)
             self.buffer_bytes = grow_receive_buffer(self._socket, buffer_bytes)
@@ -202,7 +205,8 @@ class UdpReceiver:
                 )
             self.gro = gro and _has_option(self._socket, UDP_GRO, 1)
             self.tells_drops = _has_option(self._socket, SO_RXQ_OVFL, 1, socket.SOL_SOCKET)
-            self._socket.bind(listen)
+            if passed is None:
+                self._socket.bind(listen)
         except OSError as error:
             self._socket.close()
             raise LinkError(
@@ -211,6 +215,7 @@ class UdpReceiver:
             ) from error
         host, port = self._socket.getsockname()[:2]
         self.address = Address(host, port)
+        self.passed = passed is not None
         self.drained = True
         self._drops = 0
         """Packets that the kernel had dropped when it took in what was received last."""

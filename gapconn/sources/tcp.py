@@ -18,6 +18,7 @@ from attrs.validators import ge
 from gapconn.backoff import Backoff
 from gapconn.config import option
 from gapconn.errors import SourceError
+from gapconn.passed_sockets import passed_socket
 from gapconn.plugins import Carries, Context
 from gapconn.record import Batch, Chunk, ChunkKind
 from gapconn.sources import Outlet
@@ -112,9 +113,11 @@ class TcpSource:
                     listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
                 )
             )[0]
-            sock = socket.socket(family, kind, protocol)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(address)
+            sock = passed_socket(family, kind, address, self._context.log)
+            if sock is None:
+                sock = socket.socket(family, kind, protocol)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.bind(address)
             sock.listen(_BACKLOG)
         except OSError as error:
             if sock is not None:

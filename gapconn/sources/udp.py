@@ -16,6 +16,7 @@ from attrs.validators import ge, le
 
 from gapconn.config import option
 from gapconn.errors import SourceError
+from gapconn.passed_sockets import passed_socket
 from gapconn.plugins import Carries, Context
 from gapconn.record import NO_POSITION, Batch, Records, TimestampType
 from gapconn.socket_buffers import dropped_datagrams, grow_receive_buffer
@@ -88,14 +89,16 @@ class UdpSource:
             family, kind, protocol, _, address = (
                 await trio.socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)
             )[0]
-            sock = socket.socket(family, kind, protocol)
-            sock.bind(address)
+            sock = passed_socket(family, kind, address, self._context.log)
+            if sock is None:
+                sock = socket.socket(family, kind, protocol)
+                sock.bind(address)
         except OSError as error:
             if sock is not None:
                 sock.close()
             raise SourceError(f"cannot listen on {listen}: {error} (see source.listen)") from error
         sock.setblocking(False)
-        self._dropped = 0  # of this socket
+        self._dropped = 0  # of this socket, since it was opened: if it was passed, also while nobody was here
         self._stream = str(Address(listen.host, sock.getsockname()[1]))
         wanted = self._config.receive_buffer_bytes
         granted = grow_receive_buffer(sock, wanted)

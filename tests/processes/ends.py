@@ -26,6 +26,13 @@ LIMIT_S = 60.0
 
 POLL_S = 0.05
 
+_AS_SERVICE = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ |= {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
 
 def _toml(value: str | int | list[str] | Mapping[str, str]) -> str:
     if isinstance(value, Mapping):
@@ -198,19 +205,23 @@ class Ends:
         environ: Mapping[str, str] | None = None,
         stdin: int = subprocess.DEVNULL,
         stdout: Path | None = None,
+        passed: socket.socket | None = None,
     ) -> End:
-        """Start an end, with arguments before the file; `stdin` may be `subprocess.PIPE`, `stdout` is appended to."""
+        """Start an end, with arguments before the file; `stdin` may be `subprocess.PIPE`, `stdout` is appended to;
+        `passed` is a socket that it is given as a service manager gives it."""
         name = f"{role} {len(self.running)}"
         log_file = self.directory / f"{name.replace(' ', '-')}.log"
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("GAPCONN_")}
         with log_file.open("wb") as log, (stdout or Path(os.devnull)).open("ab") as standard_out:
+            service = [] if passed is None else ["-c", _AS_SERVICE, str(passed.fileno())]
             process = subprocess.Popen(
-                [sys.executable, "-m", "gapconn", role, *arguments, str(self.file)],
+                [sys.executable, *service, "-m", "gapconn", role, *arguments, str(self.file)],
                 stdin=stdin,
                 stdout=standard_out,
                 stderr=log,
                 env={**inherited, **self.environ, **(environ or {})},
                 cwd=self.directory,
+                pass_fds=() if passed is None else [passed.fileno()],
             )
         end = End(name, process, log_file)
         self.running.append(end)
