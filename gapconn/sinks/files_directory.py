@@ -26,14 +26,14 @@ class FilesDirectory:
     Args:
         config: Of the sink.
         link_id: Another link may have the same directory.
-        tell: Called with an event, the counter that it counts in, and facts.
+        note: Called with an event, the counter that it counts in, and facts.
     """
 
-    def __init__(self, config: FilesSinkConfig, link_id: int, tell: Callable[..., None]) -> None:
+    def __init__(self, config: FilesSinkConfig, link_id: int, note: Callable[..., None]) -> None:
         self.path = config.directory
         self._durable = config.fsync
         self._overwrite = config.overwrite
-        self._tell = tell
+        self._note = note
         self._prefix = b"%x-" % link_id
         self._temporaries = 0
         self._cleaned = False
@@ -76,7 +76,7 @@ class FilesDirectory:
         for name in leftovers:
             os.unlink(name, dir_fd=self._incoming)
         if leftovers:
-            self._tell("leftovers_removed", "leftovers_removed", count=len(leftovers), files=len(leftovers))
+            self._note("leftovers_removed", "leftovers_removed", count=len(leftovers), files=len(leftovers))
 
     def close(self) -> None:
         """Close both; the next `open` opens them anew."""
@@ -105,7 +105,7 @@ class FilesDirectory:
             if self._durable:
                 os.fsync(fd)
         except OSError as error:
-            self._tell("directory_sync_failed", "directory_syncs_failed", path=printable(directory), error=str(error))
+            self._note("directory_sync_failed", "directory_syncs_failed", path=printable(directory), error=str(error))
         finally:
             os.close(fd)
 
