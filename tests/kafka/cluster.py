@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource  # type: ignore[attr-defined]  # exported without saying so
 from confluent_kafka.cimpl import NewPartitions, NewTopic
+
+T = TypeVar("T")
 
 TIMEOUT_S = 60.0
 
@@ -142,7 +144,8 @@ class Cluster:
         consumer = Consumer(self._settings() | {"group.id": "unused"})
         found = []
         for partition in sorted(consumer.list_topics(topic, TIMEOUT_S).topics[topic].partitions):
-            ends = consumer.get_watermark_offsets(TopicPartition(topic, partition), TIMEOUT_S)
+            place = TopicPartition(topic, partition)
+            ends = _insist(lambda: consumer.get_watermark_offsets(place, TIMEOUT_S))  # noqa: B023 - called right here
             assert ends is not None
             found.append(ends)
         consumer.close()
@@ -151,14 +154,7 @@ class Cluster:
     def committed(self, group: str, topic: str, *, partition: int = 0) -> TopicPartition:
         """What a group has committed; the offset is negative when it has not."""
         consumer = Consumer(self._settings() | {"group.id": group})
-        deadline = time.monotonic() + TIMEOUT_S
-        while True:
-            try:
-                [offset] = consumer.committed([TopicPartition(topic, partition)], timeout=TIMEOUT_S)
-                break
-            except KafkaException:  # A young broker has not found its coordinator yet.
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+        [offset] = _insist(lambda: consumer.committed([TopicPartition(topic, partition)], timeout=TIMEOUT_S))
         consumer.close()
         return offset
 
@@ -188,3 +184,14 @@ def _produce(producer: Producer, topic: str, entries: Iterable[Entry], errors: l
 def _wait(futures: dict[Any, Future[Any]]) -> None:
     for future in futures.values():
         future.result(TIMEOUT_S)
+
+
+def _insist(ask: Callable[[], T]) -> T:
+    """Ask a broker that may have just started: it has not found its coordinator yet, or does not lead the partition."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            return ask()
+        except KafkaException:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
