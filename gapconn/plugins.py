@@ -13,6 +13,7 @@ import attrs
 from structlog.typing import FilteringBoundLogger
 
 from gapconn.errors import ConfigError
+from gapconn.record import first_position
 
 T = TypeVar("T")
 
@@ -39,6 +40,16 @@ class Context:
     """Counted facts by snake_case name, shown as `gapconn_source_events_total{event="..."}` (or `..._sink_...`)."""
     status: dict[str, Any] = attrs.field(factory=dict)
     """Small JSON-able facts for `/status`, kept current by the source or sink."""
+
+    @property
+    def first_position(self) -> int:
+        """Where a source begins that numbers its records itself, so that no position comes in two sessions."""
+        return first_position(self.epoch)
+
+    @property
+    def origin(self) -> str:
+        """Of the batches of such a source: the link and the session, as nothing else says where a record is from."""
+        return f"{self.link}-{self.epoch:x}"
 
 
 class PluginRegistry(Generic[T]):

@@ -30,6 +30,15 @@ One header for the whole id: each one costs time at every client and broker that
 NO_POSITION = -1
 """As `Records.previous`: the chain of positions restarts here, and nothing before it is claimed to be lost."""
 
+POSITIONS_PER_MICROSECOND: Final = 2
+"""Epochs are microseconds: a session reaches the positions of the next one only above so many records in each of them.
+More would come to 2**53, beyond which not every reader of JSON is exact, before the year 2112."""
+
+
+def first_position(epoch: int) -> int:
+    """Where a source that numbers its records itself begins in this session (GC-DLV-42)."""
+    return epoch * POSITIONS_PER_MICROSECOND
+
 
 class TimestampType(IntEnum):
     """What a record's timestamp means."""

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from typing import cast
 
 STREAM = "generate"
-"""Stream of generated records. A record's position is its number; numbers are dense from 0 in each session."""
+"""Stream of generated records. Numbers are dense from 0 in each session; a record's position is its number behind the
+first position of the session."""
 
 HEAD_BYTES = 16
 """Smallest record: number and seed."""
@@ -47,8 +48,8 @@ class Pattern:
         return list(map(bytes.__add__, self._heads(first, count), self._tails_from(first)))
 
     def matches(self, first: int, values: Sequence[bytes | None]) -> bool:
-        """Whether `values` are exactly the records from number `first` on."""
-        if None in values:
+        """Whether `values` are exactly the records from number `first` on, which may be no number at all."""
+        if None in values or first < 0:
             return False
         records = cast("Sequence[bytes]", values)
         # Heads and tails are compared in place; making the expected records would copy every byte first.

@@ -9,7 +9,7 @@ import structlog
 import trio
 
 from gapconn.plugins import Context
-from gapconn.record import NO_POSITION, Batch, Chunk, ChunkKind, Records
+from gapconn.record import NO_POSITION, Batch, Chunk, ChunkKind, Records, first_position
 from gapconn.selfcheck import HEAD_BYTES, STREAM, Pattern
 from gapconn.sinks import Delivery
 from gapconn.sinks.discard import DiscardConfig, DiscardSink
@@ -22,7 +22,8 @@ EPOCH = 7
 
 def generated(numbers: list[int], *, size_bytes: int = 64, epoch: int = EPOCH) -> Records:
     pattern = Pattern(size_bytes=size_bytes, seed=epoch)
-    return Records(stream=STREAM, positions=numbers, values=[pattern.values(n, 1)[0] for n in numbers])
+    positions = [first_position(epoch) + number for number in numbers]
+    return Records(stream=STREAM, positions=positions, values=[pattern.values(n, 1)[0] for n in numbers])
 
 
 async def discard(*parts: Records | Chunk | Delivery, epoch: int = EPOCH) -> Context:
@@ -173,6 +174,13 @@ async def test_a_record_of_another_session_is_damage() -> None:
     assert context.status["damaged"] == 2
 
 
+async def test_positions_before_the_first_of_the_session_are_damage() -> None:
+    records = generated([0, 1])
+    records.positions = [first_position(EPOCH) - 1, -1]
+    context = await discard(records)
+    assert (context.status["damaged"], context.status["verified"]) == (2, 0)
+
+
 async def test_a_new_session_starts_at_zero_again() -> None:
     inlet = ScriptedInlet(script=[])
     script = [
@@ -202,7 +210,7 @@ async def test_other_data_is_only_counted() -> None:
 async def test_the_memory_for_holes_is_bounded() -> None:
     context = make_context()
     sink = DiscardSink(DiscardConfig(), context)
-    inlet = ScriptedInlet(script=[Batch(parts=[generated(list(range(0, 50_000, 2)))])])
+    inlet = ScriptedInlet(script=[Batch(parts=[generated(list(range(0, 50_000, 2)), epoch=1)])])
     await sink.run(inlet)
     assert context.status["missing"] == 24_999
     assert len(sink._numbers.holes) == 10_000

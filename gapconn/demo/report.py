@@ -72,7 +72,7 @@ def print_summary(console: Console, ledger: Ledger, checks: list[Check]) -> None
             _print(console, "    lost messages: ", session.lost_messages.text(RANGES_SHOWN), style="dim")
             _print(console, "    lost records:  ", session.lost_records.text(RANGES_SHOWN), style="dim")
     for (stream, partition), ranges in sorted(ledger.missing.items()):
-        if stream == STREAM:  # its positions are the record numbers of each session, shown above
+        if stream == STREAM:  # its positions say no more than the record numbers of each session, shown above
             continue
         _print(console, f"  lost offsets of {stream}/{partition}: ", ranges.text(RANGES_SHOWN), style="dim")
     for alarm in ledger.alarms:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import attrs
 
 from gapconn.plugins import Carries, Context
-from gapconn.record import Records
+from gapconn.record import Records, first_position
 from gapconn.selfcheck import HEAD_BYTES, STREAM, Pattern
 from gapconn.sinks import Delivery, Inlet
 
@@ -89,14 +89,15 @@ class DiscardSink:
 
     def _verify(self, delivery: Delivery, records: Records) -> None:
         if delivery.epoch != self._epoch:
-            # A session that begins while this sink runs begins at 0; of the first one the start may be long past.
+            # A session that begins while this sink runs begins at number 0; the start of the first may be long past.
             self._numbers = _Numbers(expected=None if self._epoch is None else 0)
             self._epoch = delivery.epoch
             self._pattern = None
         if self._pattern is None:
             size_bytes = max(HEAD_BYTES, *(len(value or b"") for value in records.values))
             self._pattern = Pattern(size_bytes=size_bytes, seed=delivery.epoch)
-        for first, values in _runs(records):
+        for position, values in _runs(records):
+            first = position - first_position(delivery.epoch)
             self._order(first, len(values))
             damaged = self._damaged(self._pattern, first, values)
             self._status["verified"] += len(values) - len(damaged)

@@ -53,7 +53,8 @@ class Source(Protocol):
     raises `SourceError` only when trying again cannot help; any other exception is a bug and ends the process.
 
     An ingress that is paused cancels `run`, and calls it again on the same object when it is resumed: positions and
-    names of streams must not come a second time in a session.
+    names of streams must not come a second time in a session. Nor in two sessions: a source whose data has no positions
+    of its own counts from `context.first_position` (GC-DLV-42), with `context.origin` as the origin of its batches.
     """
 
     Config: ClassVar[type[Any]]

@@ -57,16 +57,18 @@ class GenerateSource:
         if rate_bps:
             per_batch = min(per_batch, max(1, int(rate_bps * _BATCH_SECONDS_MAX / (8 * size_bytes))))
         number = self._number
+        first_position = self._context.first_position
         due = trio.current_time()
         while not count or number < count:
             n = min(per_batch, count - number) if count else per_batch
+            position = first_position + number
             records = Records(
                 stream=STREAM,
-                previous=number - 1 if number else NO_POSITION,  # each session begins a chain of its own, at 0
-                positions=list(range(number, number + n)),
+                previous=position - 1 if number else NO_POSITION,  # each session begins a chain of its own
+                positions=list(range(position, position + n)),
                 values=pattern.values(number, n),
             )
-            await outlet.send(Batch(parts=[records]))
+            await outlet.send(Batch(origin=self._context.origin, parts=[records]))
             number = self._number = number + n
             self._context.status.update(generated=number, generated_bytes=number * size_bytes)
             if rate_bps:

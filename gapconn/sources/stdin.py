@@ -172,7 +172,7 @@ class _Raw:
 
 
 class _Lines:
-    """A record for each line; its position is the number of lines before it."""
+    """A record for each line; a line that is left out has its position too."""
 
     def __init__(self, context: Context, line_bytes_max: int, batch_bytes: int) -> None:
         self._status = context.status
@@ -180,8 +180,10 @@ class _Lines:
         self._log = ThrottledLog(context.log)
         self._line_bytes_max = line_bytes_max
         self._batch_bytes = batch_bytes
+        self._origin = context.origin
+        self._first_position = context.first_position
         self._lines = 0
-        self._previous = NO_POSITION  # each session begins a chain of its own, at 0
+        self._previous = NO_POSITION  # each session begins a chain of its own
         self._begun: list[bytes] = []
         """Pieces of the line whose end was not read yet; none of a line that is too long already."""
         self._begun_bytes = 0
@@ -220,7 +222,8 @@ class _Lines:
         return line
 
     def _batches(self, lines: list[bytes | None]) -> Iterable[Batch]:
-        positions = list(range(self._lines, self._lines + len(lines)))
+        first = self._first_position + self._lines
+        positions = list(range(first, first + len(lines)))
         self._lines += len(lines)
         self._status["lines"] = self._lines
         limit = self._line_bytes_max
@@ -232,13 +235,15 @@ class _Lines:
             positions, lines = [p for p, _ in kept], [v for _, v in kept]
         for part in _cut([len(line or b"") + _RECORD_OVERHEAD_BYTES for line in lines], self._batch_bytes):
             yield Batch(
-                parts=[Records(stream=STREAM, previous=self._previous, positions=positions[part], values=lines[part])]
+                origin=self._origin,
+                parts=[Records(stream=STREAM, previous=self._previous, positions=positions[part], values=lines[part])],
             )
             self._previous = positions[part][-1]
 
     def _refuse(self, position: int) -> None:
         self._counters["lines_too_long"] += 1
-        self._log.warning("line_too_long", line=position + 1, max_line_bytes=self._line_bytes_max)
+        line = position - self._first_position + 1
+        self._log.warning("line_too_long", line=line, max_line_bytes=self._line_bytes_max)
 
 
 def _cut(sizes: list[int], limit: int) -> Iterator[slice]:

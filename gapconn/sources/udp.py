@@ -46,7 +46,7 @@ class UdpSourceConfig:
 
 
 class UdpSource:
-    """One record per datagram, empty ones too: positions count from 0 in each session, timestamps are of arrival.
+    """One record per datagram, empty ones too: timestamps are of arrival.
 
     The stream is the listening address. Whatever waits in the socket becomes one batch, so latency is low when little
     arrives and batches are full when much does. A plain `recv_into` per datagram takes 1.4 us at 1400 bytes;
@@ -60,10 +60,9 @@ class UdpSource:
         self._config = config
         self._context = context
         self._log = ThrottledLog(context.log)
-        self._origin = f"{context.link}-{context.epoch:x}"
         self._stream = str(config.listen)
         self._buffer = bytearray(_DATAGRAM_BYTES_MAX)
-        self._received = 0
+        self._next_position = context.first_position
         self._dropped = 0
         self._in_hand: Batch | None = None
 
@@ -140,14 +139,14 @@ class UdpSource:
                 break
         if not values:
             return None
-        first, self._received = self._received, self._received + len(values)
+        first, self._next_position = self._next_position, self._next_position + len(values)
         return Batch(
-            origin=self._origin,
+            origin=self._context.origin,
             parts=[
                 Records(
                     stream=self._stream,
-                    previous=first - 1 if first else NO_POSITION,
-                    positions=list(range(first, self._received)),
+                    previous=first - 1 if first > self._context.first_position else NO_POSITION,
+                    positions=list(range(first, self._next_position)),
                     values=values,
                     timestamps_ms=[time.time_ns() // 1_000_000] * len(values),
                     timestamp_type=TimestampType.CREATE,

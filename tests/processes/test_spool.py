@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import trio
 
+from gapconn.record import first_position
 from tests.processes.ends import End, Ends, free_port
 from tests.processes.test_life import Writer, lost_records
 
@@ -219,12 +220,13 @@ async def test_a_full_spool_over_a_restart(ends: Ends) -> None:
         await second.wait_logged("session_ended")
         await second.until_status(lambda s: s["spool"]["bytes"] == 0 and not s["alarms"], "it is empty")
         assert await second.stop() == 0
+    line_0 = first_position(ingress.logged("ingress_started")[0]["epoch"])
     refused = [
-        number
+        position - line_0
         for end in (first, second)
         for entry in end.logged("records_refused")
         for begin, last in entry["ranges"]
-        for number in range(begin, last + 1)
+        for position in range(begin, last + 1)
     ]
     arrived = [number for life in target.lives for number in life]
     assert arrived == sorted(set(arrived)), "in order, and nothing twice"

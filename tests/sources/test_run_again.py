@@ -36,10 +36,15 @@ async def run(source: Source, outlet: RecordingOutlet) -> AsyncIterator[None]:
             nursery.cancel_scope.cancel()
 
 
-def records(batches: list[Batch]) -> list[tuple[int, bytes | None]]:
+def records(batches: list[Batch], context: Context) -> list[tuple[int, bytes | None]]:
+    """Number in the session, and value."""
     runs = [part for batch in batches for part in batch.parts if isinstance(part, Records)]
     assert [run.previous for run in runs[1:]] == [run.positions[-1] for run in runs[:-1]], "one chain"
-    return [each for run in runs for each in zip(run.positions, run.values, strict=True)]
+    return [
+        (position - context.first_position, value)
+        for run in runs
+        for position, value in zip(run.positions, run.values, strict=True)
+    ]
 
 
 def streams(batches: list[Batch], kind: ChunkKind) -> list[str]:
@@ -66,7 +71,7 @@ async def test_udp() -> None:
                 peer.connect(await listening(context))
                 peer.send(b"%d" % number)
             await outlet.wait_until(at_least(number + 1))
-    assert records(outlet.batches) == [(0, b"0"), (1, b"1")]
+    assert records(outlet.batches, context) == [(0, b"0"), (1, b"1")]
     assert "kernel_dropped" not in context.counters
 
 
@@ -97,11 +102,11 @@ async def test_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["lines", "raw"])
 async def test_stdin(form: str) -> None:
-    outlet = RecordingOutlet()
+    context, outlet = make_context(), RecordingOutlet()
     reader, writer = os.pipe()
     try:
         config = StdinConfig(format="raw") if form == "raw" else StdinConfig()
-        source = StdinSource(config, make_context(), fd=reader)
+        source = StdinSource(config, context, fd=reader)
         for number in range(2):
             async with run(source, outlet):
                 os.write(writer, b"%d\n" % number)
@@ -113,18 +118,18 @@ async def test_stdin(form: str) -> None:
         os.close(reader)
         os.close(writer)
     if form == "lines":
-        assert records(outlet.batches) == [(0, b"0"), (1, b"1")]
+        assert records(outlet.batches, context) == [(0, b"0"), (1, b"1")]
     else:
         assert streams(outlet.batches, ChunkKind.OPEN) == ["1-stdin", "1-stdin-1"]
         assert streams(outlet.batches, ChunkKind.ABORT) == ["1-stdin", "1-stdin-1"]
 
 
 async def test_generate() -> None:
-    outlet = RecordingOutlet()
-    source = GenerateSource(GenerateConfig(), make_context())
+    context, outlet = make_context(), RecordingOutlet()
+    source = GenerateSource(GenerateConfig(), context)
     for number in range(2):
         async with run(source, outlet):
             before = sum(batch.record_count for batch in outlet.batches)
             await outlet.wait_until(at_least(before + 1 + number))
-    positions = [position for position, _ in records(outlet.batches)]
-    assert positions == list(range(len(positions)))
+    numbers = [number for number, _ in records(outlet.batches, context)]
+    assert numbers == list(range(len(numbers)))

@@ -13,6 +13,7 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from gapconn.errors import SourceError
 from gapconn.plugins import Carries, Context
@@ -51,8 +52,10 @@ def lines_of(batches: list[Batch]) -> list[bytes | None]:
     return [value for batch in batches for part in batch.parts if isinstance(part, Records) for value in part.values]
 
 
-def positions_of(batches: list[Batch]) -> list[int]:
-    return [p for batch in batches for part in batch.parts if isinstance(part, Records) for p in part.positions]
+def numbers_of(batches: list[Batch], context: Context) -> list[int]:
+    """The positions behind the first one of the session."""
+    runs = [part for batch in batches for part in batch.parts if isinstance(part, Records)]
+    return [position - context.first_position for run in runs for position in run.positions]
 
 
 def assert_chained(batches: list[Batch]) -> None:
@@ -106,9 +109,9 @@ def test_what_it_carries_depends_on_the_format() -> None:
 )
 async def test_each_line_is_a_record(tmp_path: Path, data: bytes, expected: list[bytes]) -> None:
     outlet = RecordingOutlet()
-    await read_file(tmp_path / "in", data, LINES, outlet)
+    context = await read_file(tmp_path / "in", data, LINES, outlet)
     assert lines_of(outlet.batches) == expected
-    assert positions_of(outlet.batches) == list(range(len(expected)))
+    assert numbers_of(outlet.batches, context) == list(range(len(expected)))
 
 
 @pytest.mark.parametrize("batch_bytes", [1024, 4096, 64 * 1024])
@@ -134,10 +137,12 @@ async def test_many_empty_lines_fit_the_message(tmp_path: Path) -> None:
 async def test_a_line_that_is_too_long_is_counted_and_the_others_cross(tmp_path: Path, batch_bytes: int) -> None:
     data = b"a\n" + b"b" * 3001 + b"\n" + b"c" * 3000 + b"\nd\n" + b"e" * 9000
     outlet = RecordingOutlet(batch_bytes=batch_bytes)
-    context = await read_file(tmp_path / "in", data, StdinConfig(max_line_bytes=Bytes(3000)), outlet)
+    with capture_logs() as logs:
+        context = await read_file(tmp_path / "in", data, StdinConfig(max_line_bytes=Bytes(3000)), outlet)
     assert lines_of(outlet.batches) == [b"a", b"c" * 3000, b"d"]
-    assert positions_of(outlet.batches) == [0, 2, 3]
+    assert numbers_of(outlet.batches, context) == [0, 2, 3]
     assert_chained(outlet.batches)
+    assert next(entry["line"] for entry in logs if entry["event"] == "line_too_long") == 2
     assert context.counters["lines_too_long"] == 2
 
 
