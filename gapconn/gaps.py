@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from gapconn.bundle import COLUMNS, Bundle, as_code, as_json, as_lines, bundle_o
 from gapconn.config import Pair
 from gapconn.errors import LinkError
 from gapconn.journal import Entry, Place
+from gapconn.protocol.envelope import Span
 from gapconn.ranges import RangeSet
 from gapconn.store.database import StateHeldError, held
 from gapconn.store.journal import Changes, GapFile
@@ -180,6 +182,19 @@ def wanted_of(pair: Pair, text: str, *, again: bool) -> Wanted:
 def wanted_between(stream: str, from_ms: int, to_ms: int, *, again: bool) -> Wanted:
     """What these times ask for."""
     return Wanted(between=Between(stream=stream, from_ms=from_ms, to_ms=to_ms), again=again)
+
+
+def wanted_offsets(stream: str, partition: int, offsets: str, *, again: bool) -> Wanted:
+    """What these offsets of a partition ask for: `first-last`, or one alone.
+
+    Raises:
+        ValueError: they are none.
+    """
+    said = re.fullmatch(r"(\d+)(?:-(\d+))?", offsets)
+    first, last = (int(said[1]), int(said[2] or said[1])) if said else (0, -1)
+    if last < first or last >= 1 << 63:
+        raise ValueError(f"got {offsets!r}, allowed: such as 1200-1450, the last included")
+    return Wanted(spans=[Span(stream, partition, first, last)], again=again)
 
 
 def ask(pair: Pair, wanted: Wanted) -> tuple[int, bool]:

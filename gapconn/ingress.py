@@ -223,6 +223,16 @@ class Ingress:
         """Take a message of an earlier session, or which ones are gone; `on_sent` is called when the kernel has it."""
         await self._repairs_in.send(_Queued(None, on_sent, copies=copies, copied=message))
 
+    @property
+    def held_by_monitor(self) -> bool:
+        """Whether a monitor holds it: its egress is away, and what is sent is sent in vain."""
+        return any(not hold.of_person for hold in self.pauses.holds)
+
+    def take_missed(self) -> list[Span]:
+        """What the source has sent in vain and could not go back to (GC-DLV-39), since this was asked last."""
+        take_missed: Callable[[], list[Span]] | None = getattr(self._source, "take_missed", None)
+        return [] if take_missed is None else take_missed()
+
     async def flush_repairs(self) -> None:
         """Wait until the kernel has taken every repair so far."""
         sent = trio.Event()
@@ -276,16 +286,18 @@ class Ingress:
             owner: Who wants it.
             reason: Why, for other people.
             positions: By `cluster/topic/partition`, the next position that the egress misses. A source that can goes
-                back there before it stops (GC-DLV-24). Does nothing if it has stopped already.
+                back there before it stops (GC-DLV-24). If it has stopped already, it does so when it works again.
 
         Raises:
             ValueError: too many others hold it.
         """
-        if self.pauses.hold(owner, reason):
+        ran = self.pauses.hold(owner, reason)
+        if ran:
             self.log.warning("pausing", owner=owner, reason=reason, positions=len(positions or ()))
-            rewind_to = getattr(self._source, "rewind_to", None)
-            if positions is not None and rewind_to is not None:
-                rewind_to(positions)
+        rewind_to = getattr(self._source, "rewind_to", None)
+        if positions is not None and rewind_to is not None:
+            rewind_to(positions)  # also if somebody who knew none was faster
+        if ran:
             self._source_running.cancel()
 
     async def resender(self) -> None:

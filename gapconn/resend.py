@@ -15,7 +15,7 @@ from structlog.typing import FilteringBoundLogger
 
 from gapconn.bundle import Lost
 from gapconn.config import Link, SourceSection
-from gapconn.errors import GapconnError, SourceError
+from gapconn.errors import GapconnError, LinkError, SourceError
 from gapconn.plugins import Carries, Context
 from gapconn.protocol.envelope import Copy, Span
 from gapconn.record import Batch
@@ -43,6 +43,13 @@ class RepairOutlet(Protocol):
     @property
     def batch_bytes_max(self) -> int:
         """As `gapconn.sources.Outlet` has it."""
+
+    @property
+    def held_by_monitor(self) -> bool:
+        """Whether a monitor holds the ingress: nothing new is begun then, as the egress is away."""
+
+    def take_missed(self) -> list[Span]:
+        """What is to be sent again without anybody asking for it."""
 
     async def send_repair(self, batch: Batch | None, spans: Sequence[Span], on_sent: Callable[[], None]) -> None:
         """Send a repair; `on_sent` is called when the kernel has it."""
@@ -93,6 +100,11 @@ class Resends:
     async def run(self, outlet: RepairOutlet) -> None:
         """Do what is asked for until cancelled; what is not finished then is done again by the next ingress."""
         while True:
+            if missed := outlet.take_missed():
+                await self._ask(missed)
+            if outlet.held_by_monitor:
+                await trio.sleep(LOOK_INTERVAL_S)
+                continue
             request = await trio.to_thread.run_sync(self._file.next)
             if request is None:
                 self.idle.set()
@@ -114,6 +126,17 @@ class Resends:
             else:
                 self._log.info("resend_finished", **told)
             self.current = None
+
+    async def _ask(self, spans: Sequence[Span]) -> None:
+        """Ask for what the egress does not know that it misses."""
+        try:
+            number = await trio.to_thread.run_sync(self._file.add, Wanted(spans=spans, again=True))
+        except LinkError as error:
+            self._log.error(
+                "resend_not_asked", error=str(error), do="have it sent again by the commands that were logged"
+            )
+        else:
+            self._log.warning("resend_asked", request=number, ranges=len(spans))
 
     def _context(self) -> Context:
         return Context(link=self._link.name, link_id=self._link.id, epoch=0, log=self._log)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,13 @@ from click.testing import CliRunner, Result
 
 from gapconn.bundle import read_bundle
 from gapconn.cli import main
-from gapconn.gaps import milliseconds, report, summary, table
+from gapconn.gaps import milliseconds, report, summary, table, wanted_offsets
 from gapconn.journal import Entry
 from gapconn.protocol.envelope import Span
 from gapconn.protocol.events import MessagesLost, RecordsLost, RecordsMissing
 from gapconn.protocol.registry import LossCause
 from gapconn.ranges import RangeSet
+from gapconn.sources.kafka_offsets import resend_command
 from gapconn.store.journal import Changes, GapFile
 from gapconn.store.resends import Between, ResendFile, ResendProgress, Wanted
 from gapconn.store.state import EgressState
@@ -147,10 +149,31 @@ def test_a_list_of_another_link_is_refused(journaled: Path) -> None:
 @pytest.mark.parametrize("arguments", [
     (), ("--topic", "t"), ("--topic", "t", "--from", "2026-01-01"), ("--gaps", "-", "--topic", "t"),
     ("--topic", "t", "--from", "yesterday", "--to", "2026-01-01"),
+    ("--topic", "t", "--partition", "0"), ("--topic", "t", "--offsets", "1-2"),
+    ("--partition", "0", "--offsets", "1-2"),
+    ("--topic", "t", "--partition", "0", "--offsets", "1-2", "--to", "2026-01-01"),
+    *(("--topic", "t", "--partition", "0", "--offsets", wrong) for wrong in ("2-1", "1-", "-1", "a", "1-2-3", "")),
 ])  # fmt: skip
 def test_what_is_to_be_sent_must_be_said(file: Path, arguments: tuple[str, ...]) -> None:
     assert run("resend", file, *arguments, typed="").exit_code == 2
     assert not (file.parent / "state" / "orders.resend.sqlite").exists()
+
+
+@pytest.mark.parametrize(("offsets", "first", "last"), [("1200-1450", 1200, 1450), ("7", 7, 7)])
+def test_offsets_of_a_partition_can_be_asked_for(offsets: str, first: int, last: int) -> None:
+    wanted = wanted_offsets("orders", 3, offsets, again=True)
+    assert wanted == Wanted(spans=[Span("orders", 3, first, last)], again=True)
+
+
+def test_what_an_ingress_says_is_to_be_typed_is_understood(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is sent here: no ingress runs, and it is not let run."""
+    monkeypatch.setattr("gapconn.commands.gaps._resend_here", lambda pair: None)
+    span = Span("orders", 3, 1200, 1450)
+    said = shlex.split(resend_command(span).replace("pair.toml", str(file)))
+    assert said[0] == "gapconn"
+    assert "waiting" in run(*said[1:]).output
+    with ResendFile.open(file.parent / "state", "orders", LINK_ID) as requests:
+        assert requests.next() == (1, Wanted(spans=[span], again=True))
 
 
 def test_times_without_a_zone_are_utc() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import attrs
 import pytest
@@ -14,9 +14,9 @@ from structlog.testing import capture_logs
 
 from gapconn.admin.ingress_view import IngressView
 from gapconn.config import Link, SourceSection
-from gapconn.errors import SourceError
+from gapconn.errors import LinkError, SourceError
 from gapconn.ingress import Ingress
-from gapconn.plugins import Context
+from gapconn.plugins import Carries, Context
 from gapconn.protocol.compression import inflate
 from gapconn.protocol.envelope import Span
 from gapconn.protocol.events import MessageDelivered
@@ -24,7 +24,7 @@ from gapconn.protocol.receiver import LinkReceiver, ReceiverSettings
 from gapconn.protocol.registry import Compression
 from gapconn.record import Batch, decode_batch
 from gapconn.resend import Resends
-from gapconn.sources import Outlet
+from gapconn.sources import Outlet, Source
 from gapconn.sources.replay import REPLAYS, ReplayOutlet
 from gapconn.store.resends import Between, ResendFile, ResendProgress, Wanted
 from gapconn.testing.memory_gap import bursts_of
@@ -222,3 +222,74 @@ async def test_what_a_stop_interrupts_is_done_by_the_next_ingress(
         await second.run()  # nothing of the real source: it ends by itself
     assert requests.progress(number).state == "done"
     assert [found for _, found in arrived(second)] == [[20, 21], [30, 31]]
+
+
+@attrs.define
+class Rewinding:
+    """A source that goes back where it can, and says what it could not."""
+
+    Config: ClassVar[type[Any]] = NoKeys
+    carries: ClassVar[Carries] = Carries.RECORDS
+    missed: list[Span]
+    told: list[Mapping[str, int]] = attrs.field(factory=list)
+    stops: trio.Event = attrs.field(factory=trio.Event)
+    """It has stopped when this is set."""
+
+    async def run(self, outlet: Outlet) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self.stops.wait()
+
+    def rewind_to(self, positions: Mapping[str, int]) -> None:
+        self.told.append(positions)
+
+    def take_missed(self) -> list[Span]:
+        missed, self.missed = self.missed, []
+        return missed
+
+
+@pytest.mark.req("GC-DLV-39")
+async def test_what_a_source_could_not_go_back_to_is_sent_again_when_no_monitor_holds_it(
+    way: Link, requests: Requests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gapconn.resend.LOOK_INTERVAL_S", 0.01)
+    end = resending(way, requests, forever)
+    source = Rewinding(missed=spans((20, 24)))
+    end._source = cast("Source", source)  # that is made in another way
+    with capture_logs() as logs, trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(end.run)
+            await until(lambda: any(each["event"] == "source_started" for each in logs))
+            end.hold("monitor:one", "dead")
+            end.hold("operator", "disk", {"c/t/0": 5})
+            source.stops.set()
+            await until(lambda: any(each["event"] == "resend_asked" for each in logs))
+            end.pauses.release("operator")
+            await trio.sleep(0.1)  # several times it would have looked
+            assert requests.progress(1).state == "waiting", "its egress would not hear it"
+
+            end.hold("monitor:two", "dead", {"c/t/0": 6})
+            assert source.told == [{"c/t/0": 5}, {"c/t/0": 6}], "who knows where the egress stands may come second"
+            source.missed = spans((30, 31))
+            end.pauses.release("monitor:one")
+            end.pauses.release("monitor:two")
+            await until(lambda: sum(each["event"] == "resend_finished" for each in logs) == 2)
+            end.stop()
+    assert [message for message in arrived(end) if message[0]] == [
+        ([Span(STREAM, 0, 20, 24, 5, "", True)], list(range(20, 25))),
+        ([Span(STREAM, 0, 30, 31, 2, "", True)], [30, 31]),
+    ]
+
+
+async def test_what_cannot_be_asked_for_is_told(way: Link, requests: Requests, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(wanted: Wanted) -> int:
+        raise LinkError("no space left on device")
+
+    end = resending(way, requests, forever)
+    assert end.resends is not None
+    monkeypatch.setattr(end.resends._file, "add", full)
+    with capture_logs() as logs:
+        await end.resends._ask(spans((20, 24)))
+    assert [(each["event"], each["error"]) for each in logs] == [("resend_not_asked", "no space left on device")]

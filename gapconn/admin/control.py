@@ -163,6 +163,8 @@ class IngressControl:
             "at_rest": self._ingress.at_rest.value,
             "holds": self._ingress.pauses.facts(),
             "rewound": self._ingress.context.status.get("rewound", {}),
+            "rewind_missed": self._ingress.context.status.get("rewind_missed", []),
+            "rewind_failed": self._ingress.context.status.get("rewind_failed", []),
         }
 
     async def resend(self, request: Request) -> dict[str, Any]:

@@ -114,6 +114,9 @@ def gaps_close(file: Path, numbers: tuple[int, ...], everything: bool, reason: s
             click.echo(f"{entry.number}  {entry.outcome}")
 
 
+_WAYS_TO_SAY_WHAT = ({"gaps"}, {"topic", "from", "to"}, {"topic", "partition", "offsets"})
+
+
 @click.command()
 @FILE
 @click.option(
@@ -126,6 +129,8 @@ def gaps_close(file: Path, numbers: tuple[int, ...], everything: bool, reason: s
 @click.option("--topic", help="Or all records of this topic between two times.")
 @click.option("--from", "from_time", metavar="TIME", help="As 2026-07-01T12:00:00+02:00; without a zone it is UTC.")
 @click.option("--to", "to_time", metavar="TIME", help="Excluded.")
+@click.option("--partition", type=click.IntRange(min=0), help="Or offsets of one partition of this topic.")
+@click.option("--offsets", metavar="FIRST-LAST", help="Of which ones; LAST is included.")
 @click.option("--again", is_flag=True, help="The egress delivers them also where it does not miss them.")
 def resend(
     *,
@@ -134,6 +139,8 @@ def resend(
     topic: str | None,
     from_time: str | None,
     to_time: str | None,
+    partition: int | None,
+    offsets: str | None,
     again: bool,
 ) -> None:
     """Send records again that the egress misses.
@@ -146,13 +153,17 @@ def resend(
     Example:
       gapconn resend pair.toml --gaps gaps.json
       gapconn resend pair.toml --topic orders --from 2026-07-01T12:00:00Z --to 2026-07-01T12:10:00Z
+      gapconn resend pair.toml --topic orders --partition 3 --offsets 1200-1450 --again
     """
     from gapconn import gaps as room
     from gapconn.resend import cannot_resend
 
-    times = (topic, from_time, to_time)
-    if (gaps_file is None) == (None in times) or (gaps_file is not None and any(times)):
-        raise click.UsageError("give either --gaps, or --topic with --from and --to")
+    given: dict[str, object] = {"gaps": gaps_file, "topic": topic, "from": from_time, "to": to_time}
+    given |= {"partition": partition, "offsets": offsets}
+    if {name for name, value in given.items() if value is not None} not in _WAYS_TO_SAY_WHAT:
+        raise click.UsageError(
+            "give either --gaps, or --topic with --from and --to, or --topic with --partition and --offsets"
+        )
     pair = pair_of(file, "ingress")
     buffered = pair.repeat_buffer is not None and gaps_file is not None
     problem = cannot_resend(pair.source.type if pair.source else "", buffered=buffered)
@@ -162,6 +173,11 @@ def resend(
     with exit_on_failure("resend"):
         if gaps_file is not None:
             wanted = room.wanted_of(pair, gaps_file.read(), again=again)
+        elif offsets is not None:
+            try:
+                wanted = room.wanted_offsets(topic or "", partition or 0, offsets, again=again)
+            except ValueError as error:
+                raise click.UsageError(f"--offsets: {error}") from error
         else:
             try:
                 begin, end = room.milliseconds(from_time or ""), room.milliseconds(to_time or "")

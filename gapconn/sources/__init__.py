@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 from gapconn.plugins import Carries, Context, PluginRegistry
+from gapconn.protocol.envelope import Span
 from gapconn.record import Batch
 
 
@@ -72,12 +73,15 @@ class RewindingSource(Source, Protocol):
     """A source that can go back in what it has acknowledged (GC-DLV-24)."""
 
     def rewind_to(self, positions: Mapping[str, int]) -> None:
-        """Called directly before `run` is cancelled for a pause.
+        """Called directly before `run` is cancelled for a pause; later if somebody else had paused it before.
 
         Args:
             positions: By `cluster/stream/partition`, the next position that the egress misses; the cluster may be
                 empty. What is not in it was never delivered.
         """
+
+    def take_missed(self) -> list[Span]:
+        """What was sent in vain and cannot be gone back to, as others have it now, since this was asked last."""
 
 
 def carried(source: type[Source], config: Any) -> Carries:

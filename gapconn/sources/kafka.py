@@ -28,10 +28,11 @@ from gapconn.config import option
 from gapconn.errors import SourceError
 from gapconn.kafka_client import BrokerWatch, check_settings, library_settings
 from gapconn.plugins import Carries, Context
+from gapconn.protocol.envelope import Span
 from gapconn.record import NO_POSITION, Batch, encode_batch
 from gapconn.sources import Outlet
 from gapconn.sources.kafka_batches import RUN_OVERHEAD_BYTES, Columns, Hand, Packer, Partition, Place
-from gapconn.sources.kafka_offsets import REQUEST_TIMEOUT_S, Offsets, places_of
+from gapconn.sources.kafka_offsets import REQUEST_TIMEOUT_S, Offsets, Past, places_of
 from gapconn.units import Seconds
 
 T = TypeVar("T")
@@ -129,16 +130,22 @@ class KafkaSource:
         self._context = context
         self._watch = BrokerWatch(context)
         self._session: _Session | None = None
+        self._past = Past()
 
     def rewind_to(self, positions: Mapping[str, int]) -> None:
         """Before the source is cancelled for a pause: where the egress stands (gapconn.sources.RewindingSource)."""
         if self._session is not None:
             self._session.rewind_to(positions)
 
+    def take_missed(self) -> list[Span]:
+        """What could not be gone back to, since it was asked last (gapconn.sources.RewindingSource)."""
+        missed, self._past.missed = self._past.missed, []
+        return missed
+
     async def run(self, outlet: Outlet) -> None:
         backoff = Backoff()
         while True:
-            self._session = session = _Session(self._config, self._context, self._watch, outlet)
+            self._session = session = _Session(self._config, self._context, self._watch, outlet, self._past)
             try:
                 await session.run()
             except _ClientFailed as failure:
@@ -155,7 +162,9 @@ class _Session:
     The consumer is used in worker threads, by one call at a time, and its callbacks run inside those calls.
     """
 
-    def __init__(self, config: KafkaSourceConfig, context: Context, watch: BrokerWatch, outlet: Outlet) -> None:
+    def __init__(
+        self, config: KafkaSourceConfig, context: Context, watch: BrokerWatch, outlet: Outlet, past: Past
+    ) -> None:
         self.was_assigned = False
         """The group gave this session partitions to read: the client works."""
         self._config = config
@@ -165,7 +174,7 @@ class _Session:
         self._watch = watch
         self._outlet = outlet
         self._offsets = Offsets(
-            context, watch, self._ask, start_at=config.start, commit_interval_s=config.commit_interval
+            context, watch, self._ask, start_at=config.start, commit_interval_s=config.commit_interval, past=past
         )
         self._origin = ""
         self._in_hand = AsyncValue(0)
@@ -180,6 +189,7 @@ class _Session:
         self._ended: SourceError | _ClientFailed | None = None
         """Why no more is read; raised once everything before was sent."""
         self._closing = False
+        self._left = False
         self._rewind_to: Mapping[str, int] | None = None
         """Where the egress stands, if the group is to go back there before it is left."""
         self._consumer = self._offsets.consumer = self._open()
@@ -202,20 +212,35 @@ class _Session:
             with trio.CancelScope(deadline=sending.deadline, shield=True):
                 await self._outlet.flush()
             if self._rewind_to is not None:
-                await _in_thread(self._rewind)
+                self._offsets.freeze()
             self._closing = True
             with trio.CancelScope(deadline=deadline, shield=True) as closing:
-                await trio.to_thread.run_sync(self._consumer.close, abandon_on_cancel=True)
+                await trio.to_thread.run_sync(self._leave, self._rewind_to, abandon_on_cancel=True)
             if closing.cancelled_caught:
                 self._counters["close_timed_out"] += 1
                 self._log.warning("close_timed_out", effect="what was sent last may be sent again after the next start")
+                self._offsets.give_up_rewind()
+            else:
+                self._offsets.give_all_away()
+            self._left = True
+            if self._rewind_to is not None:
+                self._offsets.tell_of_given_away(self._cluster, self._rewind_to)
         if self._ended is not None:
             raise self._ended
 
     # In Trio's thread.
 
     def rewind_to(self, positions: Mapping[str, int]) -> None:
+        if self._rewind_to is None:
+            self._context.status["rewound"] = {}
         self._rewind_to = positions
+        if self._left:
+            self._offsets.tell_of_given_away(self._cluster, positions)
+
+    @property
+    def _cluster(self) -> str:
+        """The name of the cluster; empty if none has answered yet."""
+        return self._origin or self._context.status.get("cluster", "")
 
     async def _read_on(self) -> None:
         while self._ended is None:
@@ -245,9 +270,20 @@ class _Session:
 
     # In the worker thread: leaving.
 
-    def _rewind(self) -> None:
-        origin = self._origin or self._ask(lambda: self._consumer.cluster_id(REQUEST_TIMEOUT_S)) or ""
-        self._offsets.rewind(origin, self._rewind_to or {}, 0.2 * self._outlet.flush_timeout_s)
+    def _leave(self, positions: Mapping[str, int] | None) -> None:
+        """Leave the group; also if that takes longer than anybody waits for it."""
+        try:
+            if positions is not None:
+                self._rewind(positions, list(self._offsets.partitions.values()))
+        finally:
+            self._consumer.close()
+
+    def _rewind(self, positions: Mapping[str, int], partitions: list[Partition]) -> None:
+        timeout_s = 0.2 * self._outlet.flush_timeout_s
+        cluster = self._cluster
+        if partitions and not cluster:
+            cluster = self._ask(lambda: self._consumer.cluster_id(min(timeout_s, REQUEST_TIMEOUT_S))) or ""
+        self._offsets.rewind(cluster, positions, timeout_s, partitions)
 
     # In the worker thread: reading.
 
@@ -291,7 +327,8 @@ class _Session:
     def _read(self) -> list[Hand]:
         """What is there, as batches; waits a moment when there is nothing."""
         self._offsets.commit_now_and_then()
-        self._begin_again_where_needed()
+        if not self._left_over:  # That is of before.
+            self._begin_again_where_needed()
         count = min(50_000, max(16, int(max(READ_BYTES, self._outlet.batch_bytes) / self._record_bytes)))
         messages, self._left_over = self._left_over, []
         messages += self._consume(count, 0)
@@ -448,12 +485,16 @@ class _Session:
 
     def _on_revoke(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
         """What is in hand is sent and committed before anybody else gets these partitions."""
+        assigned = self._offsets.partitions
         if not self._closing:
             trio.from_thread.run(self._flush)
-        self._offsets.commit_now(
-            [self._offsets.partitions[place] for place in places_of(revoked) if place in self._offsets.partitions]
-        )
-        self._forget(revoked)
+            positions = self._rewind_to
+            if positions is not None:  # It is about to be left, and this is the last that can be done here.
+                going = [assigned[place] for place in places_of(revoked) if place in assigned]
+                trio.from_thread.run_sync(self._offsets.freeze, going)
+                self._rewind(positions, going)
+        self._offsets.commit_now([assigned[place] for place in places_of(revoked) if place in assigned])
+        self._forget(revoked, moved=not self._closing)
         self._log.info("partitions_revoked", partitions=[f"{topic}/{number}" for topic, number in places_of(revoked)])
 
     def _on_lost(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
@@ -462,10 +503,10 @@ class _Session:
         self._counters["partitions_lost"] += len(lost)
         self._log.warning("partitions_lost", partitions=[f"{topic}/{number}" for topic, number in places_of(lost)])
 
-    def _forget(self, partitions: list[TopicPartition]) -> None:
+    def _forget(self, partitions: list[TopicPartition], *, moved: bool = False) -> None:
         for place in places_of(partitions):
             self._resets.pop(place, None)
-            self._offsets.give_away(place)
+            self._offsets.give_away(place, moved=moved)
         self._left_over = [
             each for each in self._left_over if (each.topic(), each.partition()) in self._offsets.partitions
         ]
@@ -493,7 +534,7 @@ class _Session:
             else:
                 if not self._offsets.commit_beginnings([TopicPartition(*place, first)]):
                     continue
-                partition.handed, partition.since = NO_POSITION, 0
+                self._offsets.begin_anew(partition)
                 self._counters["offsets_went_back"] += 1
                 self._log.warning(
                     "offsets_went_back", topic=topic, partition=number, wanted=wanted, end=end, start=first

@@ -42,7 +42,15 @@ class Partition:
     """Position of the last record that the kernel took. Written in Trio's thread."""
     committed: int = NO_POSITION
     """`sent` as of the last commit."""
+    doubtful: int = NO_POSITION
+    """Where the egress stands, up to here, may be told of an earlier topic of this name: this one began again below."""
     owned: bool = True
+    """What is sent may be acknowledged."""
+
+    @property
+    def last(self) -> int:
+        """The last position that this link sent, also in earlier runs."""
+        return max(self.sent, self.taken_up)
 
 
 @attrs.frozen(kw_only=True)

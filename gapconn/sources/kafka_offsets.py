@@ -11,15 +11,18 @@ commit what it sent leaves behind that it began here, and the next one goes on w
 from __future__ import annotations
 
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Literal, Protocol, TypeVar
 
+import attrs
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from gapconn.kafka_client import BrokerWatch
 from gapconn.pauses import delivered_at
 from gapconn.plugins import Context
+from gapconn.protocol.envelope import Span
 from gapconn.record import NO_POSITION
 from gapconn.sources.kafka_batches import Partition, Place
 
@@ -28,6 +31,15 @@ T = TypeVar("T")
 REQUEST_TIMEOUT_S: Final = 5.0
 GIVEN_AWAY_S: Final = 60.0
 """How long it is remembered what was sent of a partition that somebody else has now."""
+MISSED_SHOWN_MAX: Final = 100
+_GIVEN_TO_ANOTHER: Final = (
+    "another member has the partition: sent again here as soon as no monitor holds this ingress, or by the command at "
+    "another pair"
+)
+_NOT_MOVED: Final = (
+    "the group's offset is not known to be moved back: done here at the next start if nobody else has the partition "
+    "until then; where another pair has it, by the command there"
+)
 
 
 class Ask(Protocol):
@@ -60,26 +72,105 @@ def chain_position(committed: TopicPartition, link_id: int) -> int:
     return int(said[2])
 
 
-def rewound_to(partition: Partition, delivered: int | None) -> tuple[int, int] | None:
-    """Where a group is to go on so that what its egress did not deliver is sent again (GC-DLV-24).
+@attrs.frozen
+class Target:
+    """Where a group is to go on, and what is told beside that."""
+
+    offset: int
+    previous: int = NO_POSITION
+    """The last position that this link sent before it in the same chain."""
+    anew: bool = False
+    """Whether what the egress has counts for nothing: it may be of another topic."""
+
+    def metadata(self, link_id: int, began_in: int) -> str:
+        """The text beside the offset; `began_in` is the session that began the chain."""
+        if self.previous == NO_POSITION and not self.anew:
+            return beginning_metadata(link_id, began_in)
+        return commit_metadata(link_id, self.previous)
+
+
+def rewound_to(partition: Partition, delivered: int | None) -> Target | None:
+    """Where a group is to go on so that what its egress did not deliver is sent again (GC-DLV-24, GC-DLV-37).
 
     Args:
         partition: What this link did in it.
         delivered: The next position that the egress misses; None if it has never delivered anything of it.
 
     Returns:
-        The offset to commit, and the last position that this link sent before it in the same chain; None to leave all
-        as it is.
+        None to leave all as it is.
     """
-    last = max(partition.sent, partition.taken_up)
-    if delivered is not None and (partition.taken_up != NO_POSITION or delivered > partition.began):
-        offset, previous = delivered, delivered - 1
+    last = partition.last
+    # It cannot have delivered what was never read of this topic; what it may have of the one before, nobody can tell.
+    read = max(last, partition.handed)
+    beyond = delivered is not None and partition.began != NO_POSITION and delivered > read + 1
+    foreign = delivered is not None and (beyond or 0 < delivered <= partition.doubtful + 1)
+    if delivered is not None and not foreign and (partition.taken_up != NO_POSITION or delivered > partition.began):
+        target = Target(delivered, delivered - 1)
     elif partition.began != NO_POSITION:
         # What is before that was sent by another link, if the egress stands there: not by this chain.
-        offset, previous = partition.began, NO_POSITION
+        target = Target(partition.began, anew=foreign)
     else:
         return None
-    return (offset, previous) if offset <= last else None
+    return target if target.offset <= last else None
+
+
+@attrs.frozen
+class Rewind:
+    """An offset of the group that is to be moved back."""
+
+    offset: TopicPartition
+    """With what is told beside it."""
+    sent_up_to: int
+
+    @property
+    def place(self) -> Place:
+        """Topic and number."""
+        return self.offset.topic, self.offset.partition
+
+    @property
+    def span(self) -> Span:
+        """What was sent in vain."""
+        return Span(*self.place, self.offset.offset, self.sent_up_to)
+
+
+def resend_command(span: Span) -> str:
+    """What an operator types to have these sent again, at whichever pair of the group."""
+    return (
+        f"gapconn resend pair.toml --topic {shlex.quote(span.stream)} --partition {span.partition} "
+        f"--offsets {span.first}-{span.last} --again"
+    )
+
+
+@attrs.frozen
+class GivenAway:
+    """A partition that is not assigned any more."""
+
+    at: float
+    """By the monotonic clock."""
+    partition: Partition
+    moved: bool
+    """The group gave it to another member."""
+
+
+@attrs.define
+class Past:
+    """What a source did in partitions that it has no more. It outlives a consumer."""
+
+    given_away: list[GivenAway] = attrs.field(factory=list)
+    """The last one at the end."""
+    unmoved: dict[Place, Rewind] = attrs.field(factory=dict)
+    """Where to go on instead, if nobody else has had the partition when it is assigned again."""
+    missed: list[Span] = attrs.field(factory=list)
+    """Sent in vain, and not to be gone back to."""
+    _reached: dict[Place, int] = attrs.field(factory=dict)
+
+    def reach(self, place: Place, position: int) -> None:
+        """So far was sent, as far as the egress may stand there."""
+        self._reached[place] = max(position, self._reached.get(place, NO_POSITION))
+
+    def reached(self, place: Place) -> int:
+        """How far it was ever sent."""
+        return self._reached.get(place, NO_POSITION)
 
 
 def places_of(partitions: Iterable[TopicPartition]) -> list[Place]:
@@ -107,9 +198,12 @@ class Offsets:
         *,
         start_at: Literal["earliest", "latest"],
         commit_interval_s: float,
+        past: Past | None = None,
     ) -> None:
         self.partitions: dict[Place, Partition] = {}
-        self._given_away: dict[Place, tuple[float, Partition]] = {}
+        self._past = past or Past()
+        self._rewinding: dict[Place, Rewind] = {}
+        """What is to be moved back now."""
         self._context = context
         self._log = context.log
         self._counters = context.counters
@@ -125,6 +219,8 @@ class Offsets:
         Then nothing may be read: the egress could not tell what it has of it already.
         """
         committed = self._committed(assigned)
+        if committed is not None:
+            committed = self._gone_back(committed)
         if committed is None:
             return None
         starts, restarts = [], []
@@ -135,9 +231,12 @@ class Offsets:
                 return None
             start = TopicPartition(*place, offset)
             previous, since = chain_position(each, self._context.link_id), began_in(each, self._context.link_id)
+            doubtful = NO_POSITION
             if previous == NO_POSITION and not since:
                 restarts.append(start)
-            self.take_up(Partition(place=place, handed=previous, since=since, taken_up=previous))
+                reached = self._past.reached(place)
+                doubtful = reached if offset <= reached else NO_POSITION
+            self.take_up(Partition(place=place, handed=previous, since=since, taken_up=previous, doubtful=doubtful))
             starts.append(start)
             self._log.info(
                 "partition_assigned",
@@ -147,6 +246,27 @@ class Offsets:
                 chain="restarts" if previous == NO_POSITION and not since else "goes on",
             )
         return starts if self.commit_beginnings(restarts) else None
+
+    def _gone_back(self, committed: list[TopicPartition]) -> list[TopicPartition] | None:
+        """The group's offsets, moved back where that is still due; None if the brokers do not take it (GC-DLV-39)."""
+        unmoved, link_id = self._past.unmoved, self._context.link_id
+        ours: list[tuple[TopicPartition, Rewind]] = []
+        others: list[tuple[TopicPartition, Rewind]] = []
+        for each in committed:
+            due = unmoved.get((each.topic, each.partition))
+            if due is not None:
+                ours_still = chain_position(each, link_id) != NO_POSITION or began_in(each, link_id) > 0
+                (ours if ours_still else others).append((each, due))
+        back = {due.place: due.offset for each, due in ours if due.offset.offset < each.offset}
+        if back and self._insist(lambda: self.consumer.commit(offsets=list(back.values()), asynchronous=False)) is None:
+            return None
+        for _, due in (*ours, *others):
+            del unmoved[due.place]
+            if due.place in back:
+                self._tell_rewound(due)
+        for _, due in others:
+            self._tell_missed("rewind_missed", due.span, _GIVEN_TO_ANOTHER, sent_again=True)
+        return [back.get((each.topic, each.partition), each) for each in committed]
 
     def commit_beginnings(self, starts: list[TopicPartition]) -> bool:
         """Commit that this session begins at these offsets; whether the brokers have it (GC-ONCE-1)."""
@@ -224,71 +344,131 @@ class Offsets:
     def take_up(self, partition: Partition) -> None:
         """The partition is assigned from now on."""
         self.partitions[partition.place] = partition
-        self._given_away.pop(partition.place, None)
+        if partition.taken_up != NO_POSITION or partition.since:
+            # Nobody else had it meanwhile: what was sent before it was given away can be gone back to again.
+            given_away = self._past.given_away
+            for each in reversed(given_away):
+                if each.partition.place == partition.place:
+                    given_away.remove(each)
+                    break
 
-    def give_away(self, place: Place) -> Partition | None:
-        """The partition is not assigned any more; None if it was not."""
+    def give_away(self, place: Place, *, moved: bool = False) -> None:
+        """The partition is not assigned any more, if it was.
+
+        Args:
+            place: Its topic and number.
+            moved: Another member gets it.
+        """
         partition = self.partitions.pop(place, None)
         if partition is not None:
             partition.owned = False
-            self._given_away[place] = (time.monotonic(), partition)
-        return partition
+            now = time.monotonic()
+            past = self._past
+            past.given_away = [each for each in past.given_away if now - each.at < GIVEN_AWAY_S]
+            past.given_away.append(GivenAway(now, partition, moved))
+            past.reach(place, max(partition.last, partition.handed))
 
-    def rewind(self, cluster: str, positions: Mapping[str, int], timeout_s: float) -> None:
-        """Move what the group has committed back to where the egress stands, before the group is left (GC-DLV-24).
+    def give_all_away(self) -> None:
+        """No partition is assigned any more."""
+        for place in list(self.partitions):
+            self.give_away(place)
 
-        Only in what is assigned. What was given away just before cannot be moved any more: that is said, with the
-        offsets that may be missing.
+    def begin_anew(self, partition: Partition) -> None:
+        """Its positions began again: what is still on its way of the topic before is not acknowledged any more."""
+        place = partition.place
+        self._past.reach(place, max(partition.last, partition.handed))
+        self.partitions[place] = Partition(place=place, handed=NO_POSITION, doubtful=self._past.reached(place))
+
+    # Going back (GC-DLV-24).
+
+    def freeze(self, partitions: Iterable[Partition] | None = None) -> None:
+        """What is still on its way is not noted as sent any more (GC-DLV-38). In Trio's thread, which notes it.
+
+        Args:
+            partitions: All that are assigned, if None.
+        """
+        for partition in list(self.partitions.values()) if partitions is None else partitions:
+            partition.owned = False
+
+    def rewind(
+        self, cluster: str, positions: Mapping[str, int], timeout_s: float, partitions: Iterable[Partition]
+    ) -> None:
+        """Move what the group has committed back to where the egress stands, before they are given away.
+
+        Nothing else is committed of a partition that is moved back.
 
         Args:
             cluster: The name in the keys.
             positions: By `cluster/topic/partition`, the next position that the egress misses.
-            timeout_s: How long to try.
+            timeout_s: How long to try. A single try may take longer, if a broker hangs.
+            partitions: Assigned ones, frozen.
         """
-        offsets = []
-        for partition in self.partitions.values():
+        for partition in partitions:
             target = rewound_to(partition, delivered_at(positions, cluster, *partition.place))
             if target is not None:
-                offset, previous = target
-                self._log.warning(
-                    "offsets_rewound", topic=partition.place[0], partition=partition.place[1], offset=offset,
-                    sent_up_to=max(partition.sent, partition.taken_up),
-                )  # fmt: skip
-                # From now on this is what was sent, also for a commit that has to be tried again.
-                partition.owned = False
-                partition.sent = partition.committed = offset - 1
-                if previous == NO_POSITION:
-                    metadata = beginning_metadata(self._context.link_id, partition.since or self._context.epoch)
-                else:
-                    metadata = commit_metadata(self._context.link_id, previous)
-                offsets.append(TopicPartition(*partition.place, offset, metadata=metadata))
-        self._tell_of_given_away(cluster, positions)
-        self._context.status["rewound"] = {f"{each.topic}/{each.partition}": each.offset for each in offsets}
+                del self.partitions[partition.place]
+                self._past.reach(partition.place, target.offset - 1)
+                self._rewinding[partition.place] = self._due(partition, target)
         deadline = time.monotonic() + timeout_s
-        while offsets:
+        while self._rewinding:
+            offsets = [due.offset for due in self._rewinding.values()]
             answer = self._ask(lambda: self.consumer.commit(offsets=offsets, asynchronous=False))  # noqa: B023
-            failed = {(each.topic, each.partition) for each in answer or offsets if answer is None or each.error}
-            offsets = [each for each in offsets if (each.topic, each.partition) in failed]
-            if offsets and time.monotonic() > deadline:
-                self._counters["rewind_failed"] += len(offsets)
-                self._log.error(
-                    "rewind_failed", offsets={f"{each.topic}/{each.partition}": each.offset for each in offsets},
-                    effect="what was sent behind these offsets may be missing: send it again by gapconn resend",
-                )  # fmt: skip
-                return
-            if offsets:
+            for each in answer or []:
+                due = self._rewinding.pop((each.topic, each.partition), None) if each.error is None else None
+                if due is not None:
+                    self._tell_rewound(due)
+            if self._rewinding and time.monotonic() > deadline:
+                self.give_up_rewind()
+            elif self._rewinding:
                 time.sleep(0.1)  # The group is being rebalanced, or its coordinator moves.
 
-    def _tell_of_given_away(self, cluster: str, positions: Mapping[str, int]) -> None:
-        for place, (at, partition) in self._given_away.items():
-            target = rewound_to(partition, delivered_at(positions, cluster, *place))
-            if target is not None and time.monotonic() - at < GIVEN_AWAY_S:
-                self._counters["rewind_missed"] += 1
-                self._log.error(
-                    "rewind_missed", topic=place[0], partition=place[1], first_offset=target[0],
-                    last_offset=max(partition.sent, partition.taken_up),
-                    effect="the partition had just been given to another member: send these again by gapconn resend",
-                )  # fmt: skip
+    def _due(self, partition: Partition, target: Target) -> Rewind:
+        metadata = target.metadata(self._context.link_id, partition.since or self._context.epoch)
+        return Rewind(TopicPartition(*partition.place, target.offset, metadata=metadata), partition.last)
+
+    def give_up_rewind(self) -> None:
+        """Say which offsets are not known to be moved back, and try no more before they are assigned again."""
+        failed, self._rewinding = self._rewinding, {}
+        for due in failed.values():
+            self._put_off(due)
+
+    def tell_of_given_away(self, cluster: str, positions: Mapping[str, int]) -> None:
+        """Say what was sent in vain of what is not assigned any more since a while ago, and see to it (GC-DLV-39)."""
+        given_away, self._past.given_away = self._past.given_away, []
+        for each in given_away:
+            target = rewound_to(each.partition, delivered_at(positions, cluster, *each.partition.place))
+            if target is not None and time.monotonic() - each.at < GIVEN_AWAY_S:
+                due = self._due(each.partition, target)
+                if each.moved:
+                    self._tell_missed("rewind_missed", due.span, _GIVEN_TO_ANOTHER, sent_again=True)
+                else:
+                    self._put_off(due)
+
+    def _put_off(self, due: Rewind) -> None:
+        self._past.unmoved[due.place] = due
+        self._tell_missed("rewind_failed", due.span, _NOT_MOVED, sent_again=False)
+
+    def _tell_rewound(self, due: Rewind) -> None:
+        topic, number = due.place
+        self._context.status.setdefault("rewound", {})[f"{topic}/{number}"] = due.offset.offset
+        self._log.warning(
+            "offsets_rewound", topic=topic, partition=number, offset=due.offset.offset, sent_up_to=due.sent_up_to
+        )
+
+    def _tell_missed(self, event: str, span: Span, effect: str, *, sent_again: bool) -> None:
+        self._counters[event] += 1
+        if sent_again:
+            self._past.missed.append(span)
+        facts = {
+            "topic": span.stream,
+            "partition": span.partition,
+            "first_offset": span.first,
+            "last_offset": span.last,
+            "command": resend_command(span),
+        }
+        shown = [*self._context.status.get(event, []), facts]
+        self._context.status[event] = shown[-MISSED_SHOWN_MAX:]
+        self._log.error(event, **facts, effect=effect)
 
     def on_commit(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
         failed = offsets if error is not None else [offset for offset in offsets if offset.error is not None]

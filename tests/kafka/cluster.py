@@ -158,10 +158,10 @@ class Cluster:
         consumer.close()
         return offset
 
-    def commit(self, group: str, topic: str, offset: int, *, partition: int = 0) -> None:
-        """Set a group's offset, as an operator or a foreign program does: without metadata."""
+    def commit(self, group: str, topic: str, offset: int, metadata: str = "", *, partition: int = 0) -> None:
+        """Set a group's offset, as an operator or a foreign program does: without metadata, unless it is given."""
         consumer = Consumer(self._settings() | {"group.id": group, "enable.auto.commit": False})
-        consumer.commit(offsets=[TopicPartition(topic, partition, offset)], asynchronous=False)
+        consumer.commit(offsets=[TopicPartition(topic, partition, offset, metadata)], asynchronous=False)
         consumer.close()
 
     def _settings(self) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import trio
 
+from gapconn.admin.client import AdminClient
 from tests.kafka.cluster import Cluster
-from tests.processes.ends import End
-from tests.processes.pairs import PARTITIONS, Site, site
+from tests.processes.ends import LIMIT_S, End
+from tests.processes.pairs import PARTITIONS, TOKEN, Site, site
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
 
@@ -121,6 +122,45 @@ async def test_an_egress_hangs_and_the_monitor_is_restarted(kafka: Cluster, tmp_
             await has_partitions(ingress_a, PARTITIONS // 2)
         await place.everything_arrived(monitor)
         assert not [each for each in monitor.logged("ingress_paused") if each["pair"] == "b"]
+
+
+@pytest.mark.req("GC-DLV-39")
+async def test_partitions_moved_between_the_death_of_an_egress_and_the_pause(kafka: Cluster, tmp_path: Path) -> None:
+    """The test is the monitor, a slow one: what was sent in vain in them comes when the egress is back."""
+    with site(kafka, tmp_path) as place:
+        first, second = place.pairs
+        egress_a, ingress_a = await first.egress(), await first.ingress()
+        async with (
+            AdminClient(f"http://{first.egress_admin}", timeout_s=LIMIT_S) as egress,
+            AdminClient(f"http://{first.ingress_admin}", token=TOKEN, timeout_s=LIMIT_S) as ingress,
+        ):
+            await place.send(20)
+            positions: dict[str, int] = {}
+            with trio.fail_after(LIMIT_S):
+                while list(positions.values()) != PARTITIONS * [20]:
+                    positions = await egress.positions()
+            await egress_a.kill()
+            await place.send(10)
+            await ingress_a.until_status(lambda s: s["sent"]["records"] == PARTITIONS * 30, "more is sent in vain")
+
+            await second.egress()
+            ingress_b = second.start("ingress")
+            await has_partitions(ingress_b, PARTITIONS // 2)
+            moved = {int(each.rpartition("/")[2]) for each in partitions_of(await ingress_b.status())}
+            hold = {"owner": "monitor:test", "reason": "its egress is dead"}
+            answer = await ingress.post("/pause", {**hold, "positions": positions, "wait_s": 30})
+            assert answer["at_rest"]
+            missed = {
+                each["partition"]: (each["first_offset"], each["last_offset"]) for each in answer["rewind_missed"]
+            }
+            assert missed == dict.fromkeys(moved, (20, 29))
+            await ingress_a.wait_logged("resend_asked")
+            await has_partitions(ingress_b, PARTITIONS)
+            assert not ingress_a.logged("resend_started"), "nobody would hear it"
+
+            await first.egress()
+            await ingress.post("/resume", {"owner": hold["owner"]})
+            await place.everything_arrived(ingress_a)
 
 
 @pytest.mark.req("GC-DLV-16")
