@@ -47,6 +47,9 @@ RANGES_MAX = 50
 """Ranges that one entry names. Beyond it the last one is widened, and the entry says so."""
 
 
+STATE_ALARMS = ("state_disk_full", "state_failed")
+
+
 @attrs.define
 class _Gathered:
     """Losses of one kind that were not told yet."""
@@ -294,6 +297,25 @@ class EventLog:
         self.journal.release_claims()  # there may have been repairs among them
         self.refused[LossCause.DAMAGED.name.lower()] += damage.serials
         self._tell("error", "spool_damaged", messages=damage.serials, segment=damage.segment, offset=damage.offset)
+
+    def state_stuck(self, alarm: str, why: str) -> None:
+        """Nothing can be stored of how far it has come, and of what is missing; it goes on, and tries again."""
+        told = alarm in self.alarms
+        for other in STATE_ALARMS:
+            self.alarms.pop(other, None)
+        self.alarms[alarm] = f"the state cannot be stored, so a kill now means false losses or duplicates: {why}"
+        if told:
+            return
+        if alarm == "state_disk_full":
+            self._tell("error", "state_disk_full", why=why)
+        else:
+            self._tell("error", "state_failed", why=why)
+
+    def state_goes_on(self) -> None:
+        """It is stored again, with all that could not be stored meanwhile."""
+        stood = [alarm for alarm in STATE_ALARMS if self.alarms.pop(alarm, None) is not None]
+        if stood:
+            self._tell("info", "state_restored")
 
     def spool_not_noted(self, error: str) -> None:
         """How far the sink has come cannot be noted now; it is tried again."""

@@ -471,6 +471,11 @@ class Journal:
         removed, self._removed = self._removed, []
         return changed, removed
 
+    def give_back(self, changed: Iterable[int], removed: Iterable[int]) -> None:
+        """What `take` said could not be stored: it says it again."""
+        self._changed = {**dict.fromkeys(changed), **self._changed}
+        self._removed = [*removed, *self._removed]
+
     def _change(self, entry: Entry) -> None:
         self._changed[entry.number] = None
 

@@ -39,6 +39,7 @@ from gapconn.ranges import Range
 from gapconn.record import Batch, Chunk, Records, decode_batch
 from gapconn.repair import late_batch, repaired_batch
 from gapconn.sinks import Delivery, Reached
+from gapconn.store.database import StateStuckError
 from gapconn.store.spool import Appended, Damage, Place, Spool, Spooled, Trouble
 
 WAITING_OVERHEAD_BYTES = 1024
@@ -94,7 +95,8 @@ class SinkQueue:
         head_bytes_max: What may wait in memory before messages go through the disk.
         after_s: What was not accepted for so long is written to disk.
         message_bytes_max: What the body of a message may inflate to.
-        note_losses: Awaited before messages are written to disk: stores what was lost before them (GC-RPR-1).
+        note_losses: Awaited before messages are written to disk: stores what was lost before them (GC-RPR-1). Raises
+            `StateStuckError` if it cannot be stored now.
         delivered: Epoch and number of the first message that the sink's target does not have, as the target says: what
             is in the spool before it is not handed out (GC-ONCE-3).
 
@@ -103,6 +105,7 @@ class SinkQueue:
         accepted: Messages that the sink has for good.
         unaccepted: Messages that it does not have yet, those on disk included.
         origin: Where the records come from that were handed out last, such as the id of a Kafka cluster.
+        waits_to_note: How often the sink waited for losses that could not be stored.
     """
 
     def __init__(
@@ -120,6 +123,7 @@ class SinkQueue:
         self.bytes_max = bytes_max
         self._message_bytes_max = message_bytes_max
         self._note_losses = note_losses
+        self.waits_to_note = 0
         self._delivered = delivered
         self.events = events
         self.spool = spool
@@ -360,8 +364,15 @@ class SinkQueue:
         self.events.sink_found(stream=stream, first=first, last=last)
 
     async def note_losses(self) -> None:
-        """Store what is missing, and what is missing no more (GC-RPR-1)."""
-        await self._note_losses()
+        """Store what is missing, and what is missing no more (GC-RPR-1); waits until that can be done."""
+        while True:
+            try:
+                await self._note_losses()
+            except StateStuckError:
+                self.waits_to_note += 1
+                await trio.sleep(RETRY_S)
+            else:
+                return
 
     def _accept(
         self, waiting: _Waiting, epoch: int, number: int, claimed: Mapping[tuple[str, int], tuple[Range, ...]]
@@ -482,8 +493,11 @@ class SinkQueue:
             if waiting.message is not None
         ]
         self._being_written, self._tail_being_written = len(batch), in_tail
-        await self._note_losses()
-        appended = await trio.to_thread.run_sync(self.spool.append, entries)
+        try:
+            await self._note_losses()
+            appended = await trio.to_thread.run_sync(self.spool.append, entries)
+        except StateStuckError as error:
+            appended = Appended(ends=[], trouble=Trouble.UNNOTED, error=str(error))
         self._being_written = self._tail_being_written = 0
         self._written(batch, len(batch) - in_tail, appended)
         return appended.trouble is None
@@ -556,6 +570,11 @@ class SinkQueue:
         return (message.epoch, message.number) < self._delivered
 
     @property
+    def cursor(self) -> Place:
+        """Of the spool: before it the sink has everything, or it was told that it is lost."""
+        return self._cursor
+
+    @property
     def committable(self) -> bool:
         """Whether `commit` has something to do."""
         if self.spool is None:
@@ -563,14 +582,17 @@ class SinkQueue:
         moved = self._cursor.serial != self.spool.cursor.serial
         return moved or (not self.spooled and self.spool.disk_bytes > 0)
 
-    def commit(self) -> None:
+    def commit(self, cursor: Place | None = None) -> None:
         """Note on disk how far the sink has come, and give space free. Blocks for the disk; for another thread.
+
+        Args:
+            cursor: As it was some time ago.
 
         Raises:
             OSError: it cannot be noted now; trying again may help.
         """
         if self.spool is not None and self.committable:
-            self.spool.commit(self._cursor)
+            self.spool.commit(self._cursor if cursor is None else cursor)
 
     @property
     def disk_bytes(self) -> int:
@@ -603,4 +625,9 @@ class SinkQueue:
         self._working.cancel()
 
 
-_ALARMS = {Trouble.FULL: "spool_full", Trouble.NO_SPACE: "spool_disk_full", Trouble.FAILED: "spool_failed"}
+_ALARMS = {
+    Trouble.FULL: "spool_full",
+    Trouble.NO_SPACE: "spool_disk_full",
+    Trouble.FAILED: "spool_failed",
+    Trouble.UNNOTED: "spool_failed",
+}

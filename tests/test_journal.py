@@ -312,3 +312,16 @@ def test_that_a_message_came_late_is_noted_in_an_entry_that_is_closed_already(cl
     journal.came_late(5, 5, 3_000)
     assert journal.has_come_late(5, 5)
     assert (entry.outcome, entry.closed_ms) == (outcome, 2_000)
+
+
+def test_what_could_not_be_stored_is_taken_again() -> None:
+    journal = told(lost(3, 3), counted(10))
+    journal.happened(lost(1, 1, epoch=4), 1_000)
+    journal.accounted(4, 1_000)
+    assert [entry.number for entry in journal.open_entries] == [1]
+    changed, removed = journal.take()
+    journal.happened(missing(10, 19), 1_000)
+    journal.give_back([entry.number for entry in changed], removed)
+    again, removed_again = journal.take()
+    assert ([entry.number for entry in again], removed_again) == ([1], removed)
+    assert journal.take() == ([], [])

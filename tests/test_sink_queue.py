@@ -23,6 +23,7 @@ from gapconn.protocol.progress import Progress
 from gapconn.record import encode_batch
 from gapconn.sink_queue import SinkQueue
 from gapconn.sinks import Delivery
+from gapconn.store.database import StateDiskError
 from gapconn.store.spool import Appended, Spool, Spooled, Trouble
 from tests.services import STREAM, numbers, numbers_in, until
 
@@ -429,6 +430,59 @@ async def test_a_repair_that_is_damaged_in_the_spool_can_be_asked_for_again(tmp_
         assert sides.events.refused == {"damaged": 1}
         assert list(journal.missing()[STREAM, 0]) == [(100, 104)]
         assert journal.claim(STREAM, 0, 100, 104) == ((100, 104),)
+
+
+class Notes:
+    """A state that takes nothing while it is told so."""
+
+    def __init__(self) -> None:
+        self.stuck = True
+        self.asked = 0
+
+    async def __call__(self) -> None:
+        self.asked += 1
+        await trio.lowlevel.checkpoint()
+        if self.stuck:
+            raise StateDiskError("no space for the journal", no_space=True)
+
+
+@pytest.mark.req("GC-DLV-38", "GC-RPR-1")
+async def test_while_losses_cannot_be_noted_nothing_goes_to_the_disk(tmp_path: Path) -> None:
+    notes = Notes()
+    async with opened(tmp_path, after_s=0.0, note_losses=notes) as sides:
+        assert sides.offer(0)
+        await until(lambda: notes.asked > 2)
+        assert "no space for the journal" in sides.events.alarms["spool_failed"]
+        assert sides.queue.spooled == 0
+        assert sides.settled == 0
+        assert await sides.take(1, accepting=False) == [0], "it goes on"
+        notes.stuck = False
+        await until(lambda: sides.queue.spooled == 1)
+        assert sides.settled == 1
+
+
+@pytest.mark.req("GC-DLV-38", "GC-ONCE-4")
+async def test_a_sink_that_needs_losses_to_be_noted_waits_until_they_are(tmp_path: Path) -> None:
+    notes = Notes()
+    async with opened(tmp_path, note_losses=notes) as sides, trio.open_nursery() as nursery:
+        nursery.start_soon(sides.queue.note_losses)
+        await until(lambda: sides.queue.waits_to_note > 2)
+        notes.stuck = False
+    assert notes.asked == sides.queue.waits_to_note + 1
+
+
+@pytest.mark.req("GC-RPR-1")
+async def test_the_cursor_is_noted_no_further_than_the_journal_was_stored(tmp_path: Path) -> None:
+    async with opened(tmp_path, after_s=0.0) as sides:
+        for number in range(3):
+            assert sides.offer(number)
+        await until(lambda: sides.queue.spooled == 3)
+        await sides.take(1)
+        cursor = sides.queue.cursor
+        await sides.take(2)
+        sides.queue.commit(cursor)
+    async with opened(tmp_path) as sides:
+        assert await sides.take(2) == [1, 2]
 
 
 @pytest.mark.req("GC-RPR-1", "GC-DLV-31")

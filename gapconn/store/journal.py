@@ -38,6 +38,10 @@ class Changes:
     fulfilled: list[int]
     """Wishes that are done with this."""
 
+    def give_back(self, journal: Journal) -> None:
+        """They could not be stored: they are among the next ones."""
+        journal.give_back((number for number, _ in self.entries), self.removed)
+
     @classmethod
     def of(cls, journal: Journal, fulfilled: Iterable[int] = ()) -> Changes | None:
         """What changed since the last call; None if nothing did."""

@@ -73,6 +73,7 @@ class Trouble(enum.Enum):
     FULL = "it has the size of spool.max_bytes"
     NO_SPACE = "no space is left on its file system (spool.keep_free_bytes stay free)"
     FAILED = "its disk fails"
+    UNNOTED = "what was lost before it cannot be stored"
 
 
 @attrs.frozen(kw_only=True)
