@@ -153,6 +153,7 @@ class Egress:
             after_s=pair.spool.after_s if pair.spool else 0.0,
             message_bytes_max=pair.link.message_bytes_max,
             note_losses=self._save_gaps,
+            missed=core.miss,
             delivered=opened.delivered,
         )
         if spool is not None:
@@ -388,13 +389,15 @@ class Egress:
             message = opened_copy(message, self.journal)
         if message.spans or message.late or self.journal.is_lost(message.epoch, message.number):
             message = self._claim(message)
+        if message.late:
+            self.journal.comes(message)
         if not message.body and not message.record_count:  # it only told positions, or that there were no records
             self.events.accepted(message.epoch, message.number, message.claimed)
             accept()
         elif self.queue.offer(message, accept, self._lost_before):
             self._lost_before = 0
         else:
-            self._lost_before += 1
+            self._lost_before += not message.late
             self.events.message_refused(message, LossCause.REFUSED, self.queue.refusal)
             self.core.miss(message.epoch, message.number)
             accept()

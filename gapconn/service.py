@@ -305,14 +305,9 @@ def _with_losses(resume: Progress | None, state: EgressState, spool: Spool | Non
     """The progress with what the journal has as lost: it is taken when it is repeated (GC-DLV-34)."""
     if resume is None:
         return None
+    for message in spool.described_mending() if spool is not None and state.journal.open_entries else ():
+        state.journal.comes(message)  # another one that arrives before it was read is not to bring the same
     lost = state.journal.messages_lost_in(resume.epoch)
-    for message in spool.described_mending() if spool is not None and (lost or state.journal.missing()) else ():
-        # It is on its way to the sink: another one that comes before it was read is not to claim the same.
-        for (stream, partition), ranges in message.claimed.items():
-            for first, last in ranges:
-                state.journal.claim(stream, partition, first, last)
-        if message.late and message.epoch == resume.epoch:
-            lost.remove(message.number, message.number)
     return attrs.evolve(
         resume,
         lost=tuple(lost.within(0, resume.next_message - 1)),

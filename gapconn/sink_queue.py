@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 
@@ -71,6 +71,8 @@ class _Waiting:
     held_since_s: float
     message: MessageDelivered | None
     """None when it is not needed here any more, or if it was damaged on disk."""
+    mends: MessageDelivered | None = None
+    """If it brings what was lost: the message without its body."""
     settle: Callable[[], None] | None = None
     """Tells the progress that it is safe; None when it is told."""
     end: Place | None = None
@@ -97,6 +99,8 @@ class SinkQueue:
         message_bytes_max: What the body of a message may inflate to.
         note_losses: Awaited before messages are written to disk: stores what was lost before them (GC-RPR-1). Raises
             `StateStuckError` if it cannot be stored now.
+        missed: Told the epoch and the number of a message that is lost here and whole where it came from: it is to be
+            taken again when it is repeated (GC-DLV-37).
         delivered: Epoch and number of the first message that the sink's target does not have, as the target says: what
             is in the spool before it is not handed out (GC-ONCE-3).
 
@@ -118,11 +122,13 @@ class SinkQueue:
         after_s: float = 1.0,
         message_bytes_max: int = MESSAGE_BYTES_MAX,
         note_losses: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
+        missed: Callable[[int, int], None] = lambda epoch, number: None,
         delivered: tuple[int, int] = (0, 0),
     ) -> None:
         self.bytes_max = bytes_max
         self._message_bytes_max = message_bytes_max
         self._note_losses = note_losses
+        self._missed = missed
         self.waits_to_note = 0
         self._delivered = delivered
         self.events = events
@@ -148,6 +154,8 @@ class SinkQueue:
             self._cursor = self._read_to = spool.cursor
             self._end = spool.end
             self.unaccepted = self.spooled
+        self._head_epoch = 0
+        """Of the last message in order that came into the head."""
         self._being_written = 0
         self._tail_being_written = 0
         self._trouble: Appended | None = None
@@ -176,13 +184,15 @@ class SinkQueue:
         size_bytes = len(message.body) + WAITING_OVERHEAD_BYTES
         if self.bytes and self.bytes + size_bytes > self.bytes_max:
             return False
-        waiting = _Waiting(lost_before, size_bytes, time.time(), trio.current_time(), message, settle)
+        now_s = trio.current_time()
+        waiting = _Waiting(lost_before, size_bytes, time.time(), now_s, message, _mending(message), settle)
         self.bytes += size_bytes
         self.unaccepted += 1
         has_room = not self._head or self._head_bytes + size_bytes <= self._head_bytes_max
         if has_room and not self._tail and not self._unread:
             self._head.append(waiting)
             self._head_bytes += size_bytes
+            self._note_epoch(message)
             self._changed.unpark_all()
         else:
             self._tail.append(waiting)
@@ -262,6 +272,12 @@ class SinkQueue:
         if self._tail and not self._head and not self._unread and not self._tail_being_written:
             self._head, self._tail = self._tail, self._head
             self._head_bytes, self._tail_bytes = self._tail_bytes, 0
+            for waiting in self._head:
+                self._note_epoch(waiting.message)
+
+    def _note_epoch(self, message: MessageDelivered | None) -> None:
+        if message is not None and not message.late:
+            self._head_epoch = message.epoch
 
     def _hand_out(self, waiting: _Waiting, opened: Batch | RemoteProtocolError | None) -> Delivery | None:
         """Make a delivery of it; None if there is nothing in it for the sink."""
@@ -279,8 +295,9 @@ class SinkQueue:
         if waiting.end is not None:
             waiting.message = None  # it is on disk
         if isinstance(opened, RemoteProtocolError):
+            # It was so when it was sent, and a repeat of it would be.
             self.events.message_refused(message, LossCause.DAMAGED, str(opened))
-            self._lost_before += 1
+            self._lost_before += not message.late
             self._done_with(waiting)  # not accepted: it is lost, and did not come late
             return None
         self.origin = opened.origin or self.origin
@@ -535,33 +552,74 @@ class SinkQueue:
                 read = await trio.to_thread.run_sync(
                     self.spool.read, self._read_to, min(READ_BYTES, self._head_bytes_max)
                 )
+                if any(isinstance(item, Damage) and item.known is None for item, _ in read.items):
+                    await self._let_go()
             except OSError as error:
                 self.events.spool_not_read(str(error))
                 await trio.sleep(RETRY_S)
                 continue
-            for item, end in read.items:
-                self._take_read(item, end)
+            for index, (item, end) in enumerate(read.items):
+                self._take_read(item, end, read.items[index + 1 :] if isinstance(item, Damage) else ())
             self._read_to = read.place
             self._changed.unpark_all()
 
-    def _take_read(self, item: Spooled | Damage, end: Place) -> None:
+    async def _let_go(self) -> None:
+        """Something of the spool is gone, and nobody knows what: of what is on its way to the sink, that is given up
+        which is nowhere any more.
+
+        Raises:
+            OSError: the spool cannot be read now.
+        """
+        assert self.spool is not None
+        nowhere = self.events.journal.on_its_way()
+        for waiting in chain(self._handed, self._head, self._tail):
+            if waiting.mends is not None and not waiting.accepted:
+                nowhere.leave_out(waiting.mends)
+        spool = self.spool
+
+        def leave_out_spooled() -> None:
+            for message in spool.described_mending():
+                nowhere.leave_out(message)
+
+        await trio.to_thread.run_sync(leave_out_spooled)
+        self.events.journal.let_go(nowhere)
+        for epoch, numbers in nowhere.messages.items():
+            for first, last in numbers:
+                for number in range(first, last + 1):
+                    self._missed(epoch, number)
+
+    def _take_read(self, item: Spooled | Damage, end: Place, behind: Sequence[tuple[Spooled | Damage, Place]]) -> None:
         now_s = trio.current_time()
         if isinstance(item, Spooled) and self._target_has(item.message):
             # What the target has of a repair is in the journal; what it can never take may be asked for again.
-            self.events.journal.release(item.message.claimed)
+            self.events.journal.release(item.message)
             waiting = _Waiting(0, WAITING_OVERHEAD_BYTES, item.arrived_s, now_s, None, end=end)
         elif isinstance(item, Spooled):
             size_bytes = len(item.message.body) + WAITING_OVERHEAD_BYTES
-            waiting = _Waiting(item.lost_before, size_bytes, item.arrived_s, now_s, item.message, end=end)
-            self.events.repair_waits(item.message)
+            message = item.message
+            waiting = _Waiting(item.lost_before, size_bytes, item.arrived_s, now_s, message, _mending(message), end=end)
+            self.events.repair_waits(message)
+            self._note_epoch(message)
         else:
-            self.events.spool_damaged(item)
-            known = item.known.lost_before if item.known is not None else 0
-            waiting = _Waiting(known + item.serials, WAITING_OVERHEAD_BYTES, time.time(), now_s, None, end=end)
+            lost = self._take_damage(item, behind)
+            waiting = _Waiting(lost, WAITING_OVERHEAD_BYTES, time.time(), now_s, None, end=end)
             self.unaccepted -= item.serials - 1
         self._head.append(waiting)
         self._head_bytes += waiting.size_bytes
         self.bytes += waiting.size_bytes
+
+    def _take_damage(self, damage: Damage, behind: Sequence[tuple[Spooled | Damage, Place]]) -> int:
+        """Tell of damage; how many messages are lost before the next one."""
+        if damage.known is None:
+            whole = (item.message for item, _ in behind if isinstance(item, Spooled) and not item.message.late)
+            following = next(whole, None)
+            same = following is not None and following.epoch == self._head_epoch
+            self.events.spool_damaged(damage, self._head_epoch if same else 0)
+            return damage.serials
+        self.events.spool_damaged(damage)
+        message = damage.known.message
+        self._missed(message.epoch, message.number)
+        return damage.known.lost_before + (not message.late)
 
     def _target_has(self, message: MessageDelivered) -> bool:
         """Whether the target itself says that it has it, which only some can (GC-ONCE-3)."""
@@ -623,6 +681,10 @@ class SinkQueue:
     def finish(self) -> None:
         """End `work`: the sink takes no more."""
         self._working.cancel()
+
+
+def _mending(message: MessageDelivered) -> MessageDelivered | None:
+    return attrs.evolve(message, body=memoryview(b"")) if message.late or message.claimed else None
 
 
 _ALARMS = {
