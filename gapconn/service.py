@@ -33,6 +33,7 @@ from gapconn.pauses import Pauses
 from gapconn.progress import continued, joined
 from gapconn.protocol.progress import Progress
 from gapconn.protocol.receiver import LinkReceiver, ReceiverSettings
+from gapconn.protocol.registry import LossCause
 from gapconn.protocol.security import Keys
 from gapconn.protocol.sender import LinkSender, SenderSettings
 from gapconn.repeats import Repeats
@@ -291,6 +292,7 @@ def resumed(pair: Pair, state: EgressState) -> tuple[Spool | None, Progress | No
     )
     try:
         settled = (resume.epoch, resume.next_message) if resume is not None else (0, 0)
+        _note_cut(spool, settled, state)
         beyond = continued(resume, spool.described_since(*settled))
         if beyond is not None and beyond is not resume:
             state.save(beyond)  # what is delivered from the spool is forgotten there
@@ -299,6 +301,14 @@ def resumed(pair: Pair, state: EgressState) -> tuple[Spool | None, Progress | No
         spool.close()
         raise
     return spool, beyond
+
+
+def _note_cut(spool: Spool, settled: tuple[int, int], state: EgressState) -> None:
+    """What was cut off at the end of the spool as unfinished, and had been finished: it counted as delivered."""
+    for message in spool.cut:
+        if not message.late and (message.epoch, message.number) < settled:
+            state.journal.refused(message, LossCause.DAMAGED, time.time_ns() // 1_000_000)
+    state.save(None, Changes.of(state.journal))
 
 
 def _with_losses(resume: Progress | None, state: EgressState, spool: Spool | None) -> Progress | None:
@@ -351,6 +361,12 @@ def go_on_from_target(
         state.journal.found(place, ranges, now_ms)
     for epoch, number in reached.late:
         state.journal.came_late(epoch, number, now_ms)
+    behind = (reached.progress.epoch, reached.progress.next_message)
+    for message in spool.cut if spool is not None else ():
+        if not message.late and (message.epoch, message.number) < behind:
+            state.journal.came_late(message.epoch, message.number, now_ms)
+            for run in message.runs:
+                state.journal.found((run.stream, run.partition), [(run.first, run.last)], now_ms)
     state.journal.release_claims()  # some were of what the target has: they are made anew, below
     progress = joined(resume, reached.progress)
     state.save(progress, Changes.of(state.journal))

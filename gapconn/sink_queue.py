@@ -616,8 +616,11 @@ class SinkQueue:
             same = following is not None and following.epoch == self._head_epoch
             self.events.spool_damaged(damage, self._head_epoch if same else 0)
             return damage.serials
-        self.events.spool_damaged(damage)
         message = damage.known.message
+        if self._target_has(message):
+            self.events.journal.release(message)
+            return 0
+        self.events.spool_damaged(damage)
         self._missed(message.epoch, message.number)
         return damage.known.lost_before + (not message.late)
 

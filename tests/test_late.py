@@ -9,10 +9,14 @@ import trio
 
 from gapconn.admin.egress_view import EgressView
 from gapconn.config import Link, Spool
+from gapconn.protocol.progress import Progress
 from gapconn.record import Batch, Chunk, ChunkKind
+from gapconn.service import go_on_from_target, resumed
+from gapconn.sinks import Reached
+from gapconn.store.state import EgressState
 from gapconn.testing.memory_gap import bursts_of
 from gapconn.units import Seconds
-from tests.services import STREAM, Session, Taking, feed, link, numbers, opened, running, until
+from tests.services import STREAM, Session, Taking, feed, link, numbers, opened, pair, running, sink_of, until
 from tests.test_egress_repair import missing, span, stored
 
 
@@ -307,3 +311,51 @@ async def test_what_the_sink_declined_is_not_taken_again(way: Link) -> None:
             await feed(egress, session.repeat(bodies[1]))
             await until(lambda: egress.events.late_unusable == 1)
     assert declined == [1]
+
+
+@pytest.mark.req("GC-DLV-21", "GC-RPR-1", "GC-DLV-37")
+async def test_a_damaged_message_at_the_end_of_the_spool_is_none_that_was_never_finished(tmp_path: Path) -> None:
+    """It counts as delivered in the stored state: nobody else would miss it."""
+    way = link(tmp_path / "state", heartbeat_interval=5, shutdown_grace=0)
+    spool = Spool(directory=str(tmp_path), after=Seconds(0.01))
+    session, away, sink = Session(way), Taking(going=trio.Event()), Taking()
+    messages = [session.numbers((first, 10)) for first in range(0, 20, 10)]
+    async with opened(way, away, spool) as egress, trio.open_nursery() as nursery:
+        nursery.start_soon(egress.run)
+        await feed(egress, session.start + messages[0] + messages[1])
+        await until(lambda: egress.queue.spooled == 2)
+        await until(lambda: egress.delivered.next_positions() == {(STREAM, 0): 20})
+        nursery.cancel_scope.cancel()
+    damage(tmp_path, 10)
+    async with opened(way, sink, spool) as egress:
+        assert missing(egress.journal) == {(STREAM, 0): [(10, 19)]}
+    async with running(way, sink, spool) as egress:
+        [entry] = stored(way)
+        assert (entry.cause, list(entry.messages)) == ("damaged", [(1, 1)])
+        await feed(egress, session.repeat(messages[1]) + session.numbers((20, 10)))
+        await until(lambda: not egress.journal.open_entries)
+        await until(lambda: 29 in sink.numbers)
+    assert sorted(sink.numbers) == list(range(30))
+
+
+@pytest.mark.req("GC-ONCE-3", "GC-DLV-21")
+async def test_what_was_cut_off_the_spool_is_not_lost_if_the_target_has_it(tmp_path: Path) -> None:
+    way = link(tmp_path / "state", heartbeat_interval=5, shutdown_grace=0)
+    spool = Spool(directory=str(tmp_path), after=Seconds(0.01))
+    session, away = Session(way), Taking(going=trio.Event())
+    async with opened(way, away, spool) as egress, trio.open_nursery() as nursery:
+        nursery.start_soon(egress.run)
+        await feed(egress, session.start + session.numbers((0, 10)) + session.numbers((10, 10)))
+        await until(lambda: egress.queue.spooled == 2)
+        await until(lambda: egress.delivered.next_positions() == {(STREAM, 0): 20})
+        nursery.cancel_scope.cancel()
+    damage(tmp_path, 10)
+    both = pair(way, sink=sink_of(away), spool=spool)
+    with EgressState.open(Path(way.state_directory), way.name, way.id) as state:
+        opened_spool, resume = await trio.to_thread.run_sync(resumed, both, state)
+        assert opened_spool is not None
+        with opened_spool:
+            assert missing(state.journal) == {(STREAM, 0): [(10, 19)]}
+            target = Progress(epoch=2, next_message=2, next_record=20, positions={})
+            await trio.to_thread.run_sync(go_on_from_target, Reached(progress=target), resume, opened_spool, state)
+            assert not state.journal.open_entries

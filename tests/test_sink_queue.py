@@ -507,6 +507,23 @@ async def test_when_it_is_not_known_what_was_damaged_only_what_is_nowhere_can_be
         assert list(journal.missing()[STREAM, 0]) == [(110, 129)]
 
 
+@pytest.mark.req("GC-ONCE-3", "GC-DLV-21")
+async def test_what_was_damaged_in_the_spool_is_not_lost_if_the_target_has_it(tmp_path: Path) -> None:
+    with Spool(tmp_path, link="orders", link_id=7, max_bytes=64 << 20) as spool:
+        spool.append([Spooled(message=message(number), lost_before=0, arrived_s=0.0) for number in range(4)])
+        (path,) = spool.path.glob("*.segment")
+    data = bytearray(path.read_bytes())
+    for number in (1, 2):
+        data[data.index(message(number).body.tobytes()) + 500] ^= 1
+    path.write_bytes(data)
+    missed: list[tuple[int, int]] = []
+    async with opened(tmp_path, delivered=(7, 2), missed=lambda *which: missed.append(which)) as sides:
+        assert await sides.take(1) == [3]
+        assert [list(entry.messages) for entry in sides.events.journal] == [[(2, 2)]]
+        assert missed == [(7, 2)]
+        assert sides.deliveries[0].lost_before == 1
+
+
 @pytest.mark.parametrize("how", ["damaged on disk", "cannot be decoded"])
 async def test_a_late_message_that_is_lost_again_was_counted_when_it_was_lost(tmp_path: Path, how: str) -> None:
     body = memoryview(b"\xff\xff no batch") if how == "cannot be decoded" else message(0).body

@@ -161,6 +161,11 @@ class Spool:
         """What was found at the end when it was opened, and was no whole entry."""
         return self._log.cut_bytes
 
+    @property
+    def cut(self) -> list[MessageDelivered]:
+        """The messages in that, as far as their descriptions are intact, without their bodies."""
+        return [_spooled(about, memoryview(b"")).message for about in self._log.cut]
+
     def _refuse_foreign(self, path: Path, *, version: int, link_id: int) -> None:
         if version != _VERSION:
             raise LinkError(
