@@ -36,8 +36,9 @@ from gapconn.protocol.registry import LossCause
 from gapconn.protocol.security import Keys
 from gapconn.protocol.wire import Burst, Slab
 from gapconn.repair import claims_of, opened_copy
-from gapconn.sink_queue import SinkQueue
+from gapconn.sink_queue import CALM_S, SinkQueue
 from gapconn.sinks import Reached, Sink
+from gapconn.store.database import StateStuckError
 from gapconn.store.journal import Changes
 from gapconn.store.spool import Spool
 from gapconn.store.state import EgressState
@@ -152,6 +153,7 @@ class Egress:
             after_s=pair.spool.after_s if pair.spool else 0.0,
             message_bytes_max=pair.link.message_bytes_max,
             note_losses=self._save_gaps,
+            missed=core.miss,
             delivered=opened.delivered,
         )
         if spool is not None:
@@ -168,6 +170,8 @@ class Egress:
         self._fulfilled: list[int] = []
         """Wishes of operators that were done and are to be taken off the list."""
         self._using_state = trio.Lock()
+        self._state_stuck_at_s: float | None = None
+        """When the state could not be stored for the last time."""
         self._lost_before = 0
         self._watching = trio.CancelScope()
         self._storing = trio.CancelScope()
@@ -179,15 +183,20 @@ class Egress:
                 for task in (self.receiver, self.reassembler, self.sink, self.spool, self.watchdog, self.checkpoint):
                     nursery.start_soon(task, name=f"egress.{task.__name__}")
         finally:
-            # Also when it fails: what the sink did not take is kept, what is known is told, and what was delivered is
+            # Also when it fails: what is known is told, what the sink did not take is kept, and what was delivered is
             # not called lost at the next start.
-            with trio.CancelScope(shield=True):
-                left = await self.queue.keep()
-                if left and self.queue.spool is not None:
-                    self.log.error("spool_incomplete", messages=left, why=self.queue.trouble)
-                await self._save()
-            self.events.spool_kept(messages=self.queue.spooled, disk_bytes=self.queue.disk_bytes)
-            self.events.tell_all()
+            self.events.tell_all()  # before a disk is used: it may hang or fail
+            try:
+                with trio.CancelScope(shield=True):
+                    left = await self.queue.keep()
+                    if left and self.queue.spool is not None:
+                        self.log.error("spool_incomplete", messages=left, why=self.queue.trouble)
+                    stuck = await self._save()
+            finally:
+                self.events.spool_kept(messages=self.queue.spooled, disk_bytes=self.queue.disk_bytes)
+                self.events.tell_all()
+        if stuck is not None:
+            raise stuck
 
     # -- The tasks -------------------------------------------------------------------------------------------
 
@@ -276,13 +285,15 @@ class Egress:
             while True:
                 for _ in range(CHECKPOINTS_PER_LOOK):
                     await trio.sleep(CHECKPOINT_INTERVAL_S)
-                    await self._save()
+                    if await self._save() is None:
+                        self._watch_state()
                     self.queue.watch()
                 await self._take_wishes()
 
     def _watch_for_hangs(self) -> None:
         now_s, queue = trio.current_time(), self.queue
-        self.hang.saw_sink(now_s, queue.accepted, sum(self.context.counters.values()), idle=not queue.unaccepted)
+        tries = sum(self.context.counters.values()) + queue.waits_to_note
+        self.hang.saw_sink(now_s, queue.accepted, tries, idle=not queue.unaccepted)
         self.hang.saw_receiver(now_s, self.core.counters.datagrams, self.socket.has_waiting)
 
     @property
@@ -292,37 +303,74 @@ class Egress:
 
     # -- What became of it -----------------------------------------------------------------------------------
 
-    async def _save(self) -> None:
+    async def _save(self) -> StateStuckError | None:
+        """Store what changed; why not, if that cannot be done now (GC-DLV-41)."""
         with trio.CancelScope(shield=True):  # what was taken out of the tracker is stored
-            async with self._using_state:
-                progress, gaps = self.progress.take(), self._take_gaps()
-                if progress is not None or gaps is not None:
-                    await trio.to_thread.run_sync(self._state.save, progress, gaps)
-                if progress is not None:
-                    self.delivered.stored(progress)
+            cursor = self.queue.cursor  # what is lost before it is in the journal by now
+            try:
+                await self._store(self.progress)
+            except StateStuckError as stuck:
+                return stuck
             # Behind the progress: an entry that is forgotten must not be needed to know how far it has come.
             if self.queue.committable:
                 try:
-                    await trio.to_thread.run_sync(self.queue.commit)
+                    await trio.to_thread.run_sync(self.queue.commit, cursor)
                 except OSError as error:
                     self.events.spool_not_noted(str(error))
+        return None
 
     async def _save_gaps(self) -> None:
-        """Store what is missing, before the spool has what came behind it: that counts as progress (GC-RPR-1)."""
-        with trio.CancelScope(shield=True):
-            async with self._using_state:
-                gaps = self._take_gaps()
-                if gaps is not None:
-                    await trio.to_thread.run_sync(self._state.save, None, gaps)
+        """Store what is missing, before the spool has what came behind it: that counts as progress (GC-RPR-1).
 
-    def _take_gaps(self) -> Changes | None:
-        gaps, self._fulfilled = Changes.of(self.journal, self._fulfilled), []
-        return gaps
+        Raises:
+            StateStuckError: it cannot be stored now.
+        """
+        with trio.CancelScope(shield=True):
+            await self._store(None)
+
+    async def _store(self, tracker: ProgressTracker | None) -> None:
+        """Store what changed in the journal, and in the progress if it is given.
+
+        Raises:
+            StateStuckError: it cannot be stored now. It is kept, and part of what is stored by the next call.
+        """
+        async with self._using_state:
+            progress = tracker.take() if tracker is not None else None
+            fulfilled, self._fulfilled = self._fulfilled, []
+            gaps = Changes.of(self.journal, fulfilled)
+            if progress is None and gaps is None:
+                return
+            try:
+                await trio.to_thread.run_sync(self._state.save, progress, gaps)
+            except StateStuckError as stuck:
+                if tracker is not None and progress is not None:
+                    tracker.give_back(progress)
+                if gaps is not None:
+                    gaps.give_back(self.journal)
+                self._fulfilled = [*fulfilled, *self._fulfilled]
+                self._state_is_stuck(stuck)
+                raise
+            if progress is not None:
+                self.delivered.stored(progress)
+
+    def _state_is_stuck(self, stuck: StateStuckError) -> None:
+        self._state_stuck_at_s = trio.current_time()
+        self.events.state_stuck("state_disk_full" if stuck.no_space else "state_failed", str(stuck))
+
+    def _watch_state(self) -> None:
+        """Clear the alarm when nothing was in the way of the state for a while."""
+        if self._state_stuck_at_s is not None and trio.current_time() - self._state_stuck_at_s > CALM_S:
+            self._state_stuck_at_s = None
+            self.events.state_goes_on()
 
     async def _take_wishes(self) -> None:
         """Close what an operator wants closed."""
         async with self._using_state:
-            wishes = await trio.to_thread.run_sync(self._state.wishes)
+            try:
+                wishes = await trio.to_thread.run_sync(self._state.wishes)
+            except StateStuckError as stuck:
+                self._state_is_stuck(stuck)
+                return
         for number, entries, reason in wishes:
             self.events.close_by_hand(entries, reason)
             self._fulfilled.append(number)
@@ -353,13 +401,15 @@ class Egress:
             message = opened_copy(message, self.journal)
         if message.spans or message.late or self.journal.is_lost(message.epoch, message.number):
             message = self._claim(message)
+        if message.late:
+            self.journal.comes(message)
         if not message.body and not message.record_count:  # it only told positions, or that there were no records
             self.events.accepted(message.epoch, message.number, message.claimed)
             accept()
         elif self.queue.offer(message, accept, self._lost_before):
             self._lost_before = 0
         else:
-            self._lost_before += 1
+            self._lost_before += not message.late
             self.events.message_refused(message, LossCause.REFUSED, self.queue.refusal)
             self.core.miss(message.epoch, message.number)
             accept()

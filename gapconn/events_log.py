@@ -47,6 +47,9 @@ RANGES_MAX = 50
 """Ranges that one entry names. Beyond it the last one is widened, and the entry says so."""
 
 
+STATE_ALARMS = ("state_disk_full", "state_failed")
+
+
 @attrs.define
 class _Gathered:
     """Losses of one kind that were not told yet."""
@@ -229,7 +232,8 @@ class EventLog:
 
     def late_declined(self, message: MessageDelivered) -> None:
         """The sink cannot use what came late: it stays lost."""
-        self.journal.release(message.claimed)
+        # It is not taken again when it is repeated: what the sink could use of it, it has.
+        self.journal.release(message)
         self.late_unusable += 1
         declined = self._gather("warning", "late_unusable", epoch=message.epoch)
         declined.count += 1
@@ -285,15 +289,39 @@ class EventLog:
         if self.alarms.pop(self._spool_alarm, None) is not None and told:
             self._tell("info", "spool_restored")
 
-    def spool_damaged(self, damage: Damage) -> None:
-        """Something in the spool cannot be read any more: it is lost, and told with its place."""
+    def spool_damaged(self, damage: Damage, epoch: int = 0) -> None:
+        """Something in the spool cannot be read any more: it is lost, and told with its place.
+
+        Args:
+            damage: What is known of it.
+            epoch: Of the session in which it arrived; 0 if that is not known.
+        """
         why = f"damaged in the spool, in {damage.segment} at {damage.offset}"
         if damage.known is not None:
             self.message_refused(damage.known.message, LossCause.DAMAGED, why)
             return
-        self.journal.release_claims()  # there may have been repairs among them
+        self.journal.unidentified(damage.serials, epoch, LossCause.DAMAGED, _now_ms())
         self.refused[LossCause.DAMAGED.name.lower()] += damage.serials
         self._tell("error", "spool_damaged", messages=damage.serials, segment=damage.segment, offset=damage.offset)
+
+    def state_stuck(self, alarm: str, why: str) -> None:
+        """Nothing can be stored of how far it has come, and of what is missing; it goes on, and tries again."""
+        told = alarm in self.alarms
+        for other in STATE_ALARMS:
+            self.alarms.pop(other, None)
+        self.alarms[alarm] = f"the state cannot be stored, so a kill now means false losses or duplicates: {why}"
+        if told:
+            return
+        if alarm == "state_disk_full":
+            self._tell("error", "state_disk_full", why=why)
+        else:
+            self._tell("error", "state_failed", why=why)
+
+    def state_goes_on(self) -> None:
+        """It is stored again, with all that could not be stored meanwhile."""
+        stood = [alarm for alarm in STATE_ALARMS if self.alarms.pop(alarm, None) is not None]
+        if stood:
+            self._tell("info", "state_restored")
 
     def spool_not_noted(self, error: str) -> None:
         """How far the sink has come cannot be noted now; it is tried again."""
@@ -311,12 +339,11 @@ class EventLog:
 
     def repair_waits(self, message: MessageDelivered) -> None:
         """It was read out of the spool: if an earlier life put it there, its claims are not known yet."""
-        for (stream, partition), ranges in message.claimed.items():
-            for first, last in ranges:
-                self.journal.claim(stream, partition, first, last)
+        self.journal.comes(message)
 
     def accepted(self, epoch: int, number: int, claimed: Mapping[tuple[str, int], tuple[Range, ...]]) -> None:
         """The sink has this message, and with it what was missing."""
+        self.journal.came(epoch, number)
         late = self.journal.is_lost(epoch, number)
         if late:
             self.journal.came_late(epoch, number, _now_ms())
@@ -369,6 +396,7 @@ class EventLog:
                 entry=entry.number,
                 epoch=entry.epoch,
                 messages=list(entry.messages),
+                messages_unidentified=entry.messages_unidentified,
                 missing=[(*place, list(ranges)) for place, ranges in entry.missing.items()],
             )
 

@@ -60,6 +60,9 @@ def table(entries: Sequence[Entry]) -> list[str]:
     for entry in entries:
         state = entry.outcome if entry.open or entry.closed_ms is None else f"{entry.outcome} {_time(entry.closed_ms)}"
         messages = f", messages {_ranges(entry.messages)} of session {entry.epoch}" if entry.messages else ""
+        if entry.messages_unidentified:
+            session = f" of session {entry.epoch}" if entry.epoch else ""
+            messages = f", {entry.messages_unidentified} messages{session} of which the numbers are not known"
         records = f", {entry.records} records" if entry.records else ""
         lines.append(f"{entry.number}  {_time(entry.at_ms)}  {entry.cause}  {state}{records}{messages}")
         if entry.reason:

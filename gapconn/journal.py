@@ -50,6 +50,9 @@ class Entry:
     records: int = 0
     """Records lost, as counted by the sender; a restarted egress may count some a second time."""
     messages: RangeSet = attrs.field(factory=RangeSet)
+    messages_unidentified: int = 0
+    """Messages lost of which not even the numbers are known: they were in a damaged stretch of the spool. Such an entry
+    has nothing else, and nothing but an operator closes it."""
     late: RangeSet = attrs.field(factory=RangeSet)
     """Of the messages, those that came late and reached the sink."""
     messages_gone: RangeSet = attrs.field(factory=RangeSet)
@@ -77,10 +80,34 @@ class Entry:
         return len(self.messages) + len(self.late) + len(self.messages_gone) + sum(map(len, places))
 
     @property
+    def located(self) -> int:
+        """How many positions are known to have been lost; not every one need have held a record."""
+        places = (*self.missing.values(), *self.repaired.values(), *self.gone.values())
+        return sum(ranges.count for ranges in places)
+
+    @property
     def messages_missing(self) -> RangeSet:
         """The messages that did not come late, and are not gone."""
         settled = RangeSet([*self.late, *self.messages_gone])
         return RangeSet(gap for each in self.messages for gap in settled.gaps(*each))
+
+
+@attrs.define
+class OnItsWay:
+    """What was lost, came again, and is on its way to the sink: until it is there, it is missing."""
+
+    positions: dict[Place, RangeSet] = attrs.field(factory=dict)
+    messages: dict[int, RangeSet] = attrs.field(factory=dict)
+    """By session."""
+
+    def leave_out(self, message: MessageDelivered) -> None:
+        """Not what this message has."""
+        for place, ranges in message.claimed.items():
+            if place in self.positions:
+                for first, last in ranges:
+                    self.positions[place].remove(first, last)
+        if message.late and message.epoch in self.messages:
+            self.messages[message.epoch].remove(message.number, message.number)
 
 
 class Journal:
@@ -97,6 +124,8 @@ class Journal:
         self._open: dict[Place, RangeSet] = {}
         self._claimed: dict[Place, RangeSet] = {}
         """Open, and on the way to the sink."""
+        self._coming: dict[int, RangeSet] = {}
+        """Lost messages that came late and are on the way to the sink, by session."""
         self._messages: dict[int, RangeSet] = {}
         """Lost messages by session."""
         self._changed: dict[int, None] = {}
@@ -150,9 +179,13 @@ class Journal:
         return of_session is not None and bool(of_session.within(number, number))
 
     def messages_lost_in(self, epoch: int) -> RangeSet:
-        """Messages of this session that are lost, and of which something is open: they mend it when they come late."""
-        entries = [entry for entry in self.open_entries if entry.epoch == epoch]
-        return RangeSet(each for entry in entries for each in entry.messages_missing)
+        """Messages of this session that are lost, and of which something is open: they mend it when they come late.
+
+        Without those that came and are on their way to the sink.
+        """
+        lost = [each for entry in self.open_entries if entry.epoch == epoch for each in entry.messages_missing]
+        coming = self._coming.get(epoch, RangeSet())
+        return RangeSet(gap for each in lost for gap in coming.gaps(*each))
 
     def joined_at(self, epoch: int) -> int:
         """The message with which the egress joined this session without stored state; 0 if it did not."""
@@ -210,7 +243,7 @@ class Journal:
 
     def refused(self, message: MessageDelivered, cause: LossCause, now_ms: int) -> None:
         """A message arrived and is not handed to the sink."""
-        self.release(message.claimed)
+        self.release(message)
         if message.spans:
             return  # its records are open as before
         located = [
@@ -230,6 +263,16 @@ class Journal:
         self._change(entry)
         for place, positions in located:
             self._locate(message.epoch, _name(cause), {place: positions}, now_ms)
+
+    def unidentified(self, count: int, epoch: int, cause: LossCause, now_ms: int) -> None:
+        """So many messages are lost, of this session (0: not known), and it is not known which ones."""
+        of_kind = (each for each in reversed(self._entries.values()) if each.messages_unidentified)
+        entry = next((each for each in of_kind if (each.epoch, each.cause) == (epoch, _name(cause))), None)
+        if entry is None or not self._room(entry, now_ms):
+            entry = self._begin(epoch, _name(cause), now_ms)
+        entry.messages_unidentified += count
+        entry.last_at_ms = now_ms
+        self._change(entry)
 
     def sink_lost(self, place: Place, first: int, last: int, reason: str, now_ms: int) -> None:
         """The sink says that it cannot deliver these."""
@@ -268,8 +311,9 @@ class Journal:
         return self._begin(epoch, cause, now_ms)
 
     def _newest(self, epoch: int) -> Entry | None:
-        """The newest entry, if it is of this session."""
-        return next((entry for entry in reversed(self._entries.values()) if entry.epoch == epoch), None)
+        """The newest entry of this session to which something can be added."""
+        of_session = (entry for entry in reversed(self._entries.values()) if entry.epoch == epoch)
+        return next((entry for entry in of_session if not entry.messages_unidentified), None)
 
     def _room(self, entry: Entry, now_ms: int, or_touching: tuple[Place, Range] | None = None) -> bool:
         """Whether what happens now is part of this entry."""
@@ -312,18 +356,52 @@ class Journal:
             claimed.add(*part)
         return tuple(new)
 
-    def release_claims(self) -> None:
-        """It is not known any more which claims come to an end: whatever is open may be claimed anew.
+    def comes(self, message: MessageDelivered) -> None:
+        """This message is on its way to the sink, with what it claimed: no other one is to bring the same."""
+        for (stream, partition), ranges in message.claimed.items():
+            for first, last in ranges:
+                self.claim(stream, partition, first, last)
+        if message.late:
+            self._coming.setdefault(message.epoch, RangeSet()).add(message.number, message.number)
 
-        What is on its way may then be delivered twice, and stays open in that case until the second time.
-        """
+    def on_its_way(self) -> OnItsWay:
+        """All that was claimed, or came late, and has come to no end yet; the caller's own copy."""
+        return OnItsWay(
+            {place: RangeSet(ranges) for place, ranges in self._claimed.items()},
+            {epoch: RangeSet(numbers) for epoch, numbers in self._coming.items()},
+        )
+
+    def release_claims(self) -> None:
+        """Whatever is open may be claimed anew: whoever calls this says then what is on its way."""
         self._claimed.clear()
 
-    def release(self, claimed: Mapping[tuple[str, int], tuple[Range, ...]]) -> None:
-        """What was claimed is not delivered: it is missing as before."""
-        for place, ranges in claimed.items():
+    def release(self, message: MessageDelivered) -> None:
+        """This message is not delivered: what it was to bring is missing as before."""
+        for place, ranges in message.claimed.items():
             for first, last in ranges:
                 self._unclaim(place, first, last)
+        if message.late:
+            self.came(message.epoch, message.number)
+
+    def let_go(self, nowhere: OnItsWay) -> None:
+        """These are on their way no more: they are missing as before."""
+        for place, ranges in nowhere.positions.items():
+            for first, last in ranges:
+                self._unclaim(place, first, last)
+        for epoch, numbers in nowhere.messages.items():
+            for first, last in numbers:
+                self._coming_ended(epoch, first, last)
+
+    def came(self, epoch: int, number: int) -> None:
+        """This message is not on its way any more."""
+        self._coming_ended(epoch, number, number)
+
+    def _coming_ended(self, epoch: int, first: int, last: int) -> None:
+        coming = self._coming.get(epoch)
+        if coming is not None:
+            coming.remove(first, last)
+            if not coming:
+                del self._coming[epoch]
 
     def _unclaim(self, place: Place, first: int, last: int) -> None:
         if place in self._claimed:
@@ -382,17 +460,21 @@ class Journal:
                 self._close(entry, "unrecoverable", now_ms)
 
     def wants(self, epoch: int, number: int) -> bool:
-        """Whether this message is lost, and was neither mended nor given up since."""
-        entries = (each for each in self.open_entries if each.epoch == epoch)
-        return any(each.messages_missing.within(number, number) for each in entries)
+        """Whether this message is lost, was neither mended nor given up since, and is not on its way to the sink."""
+        return bool(self.messages_lost_in(epoch).within(number, number))
 
     def knows(self, epoch: int, stream: str, partition: int, first: int, last: int) -> bool:
-        """Whether it was said of positions between these, in this session, that they are missing, or were."""
+        """Whether it was said of positions between these, in this session, that they are missing, or were: then the
+        others between them were delivered.
+
+        That does not follow from what another session misses, nor from what the sink lost of some delivery (which has
+        no session here). And what was called gone was not delivered.
+        """
         return any(
             ranges.within(first, last)
             for entry in self
             if entry.epoch == epoch
-            for places in (entry.missing, entry.repaired, entry.gone)
+            for places in (entry.missing, entry.repaired)
             if (ranges := places.get((stream, partition))) is not None
         )
 
@@ -450,7 +532,9 @@ class Journal:
             for part in found:
                 done.add(*part)
             entry.reason = gone or (not entry.messages_gone and reason) or entry.reason
-            if not entry.missing:
+            # Of messages at the end of a session it may never have been said where their records stood.
+            some_nowhere = reason == LATE and entry.located < entry.records and bool(entry.messages_missing)
+            if not entry.missing and not some_nowhere:
                 self._close(entry, "unrecoverable" if entry.gone or entry.messages_gone else "repaired", now_ms)
             self._change(entry)
 
@@ -470,6 +554,11 @@ class Journal:
         self._changed = {}
         removed, self._removed = self._removed, []
         return changed, removed
+
+    def give_back(self, changed: Iterable[int], removed: Iterable[int]) -> None:
+        """What `take` said could not be stored: it says it again."""
+        self._changed = {**dict.fromkeys(changed), **self._changed}
+        self._removed = [*removed, *self._removed]
 
     def _change(self, entry: Entry) -> None:
         self._changed[entry.number] = None

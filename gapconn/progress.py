@@ -258,6 +258,15 @@ class ProgressTracker:
             ahead=self._take_ahead(),
         )
 
+    def give_back(self, progress: Progress) -> None:
+        """What `take` said could not be stored: it is part of what it says next."""
+        positions = {**progress.positions, **self._done.positions}
+        while len(positions) > POSITIONS_TRACKED_MAX:
+            del positions[next(iter(positions))]
+        self._done.positions = positions
+        self._accepted_ahead = [*((progress.epoch, each) for each in progress.ahead), *self._accepted_ahead]
+        self._changed = True
+
     def _take_ahead(self) -> tuple[Ahead, ...]:
         """What was accepted since the last call, and is beyond what is settled."""
         accepted, self._accepted_ahead = self._accepted_ahead, []

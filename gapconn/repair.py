@@ -40,7 +40,7 @@ def opened_copy(message: MessageDelivered, journal: Journal) -> MessageDelivered
     """
     inner = message.copied
     copy = message.copies[0]
-    if inner is None or not journal.wants(copy.epoch, copy.first):
+    if inner is None or not journal.wants(copy.epoch, copy.first):  # also while another one is on its way
         return attrs.evolve(message, body=memoryview(b""), copies=())
     known = [run for run in inner.runs if journal.knows(copy.epoch, run.stream, run.partition, run.first, run.last)]
     nothing = inner.kind is MessageKind.COPY

@@ -7,7 +7,8 @@ gapconn resend ──▶ {link}.resend.sqlite ──▶ Resends ──▶ the so
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Final, Protocol
+from functools import partial
+from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 import attrs
 import trio
@@ -22,7 +23,9 @@ from gapconn.record import Batch
 from gapconn.repeats import Repeats
 from gapconn.sources import Outlet
 from gapconn.sources.replay import REPLAYS
+from gapconn.store.database import StateStuckError
 from gapconn.store.resends import ResendFile, ResendProgress, Wanted
+from gapconn.throttle import ThrottledLog
 
 LOOK_INTERVAL_S: Final = 0.5
 """How often the ingress looks whether there is something to send again, and says how far it is."""
@@ -31,6 +34,9 @@ PROBLEMS_MAX: Final = 100
 COPIES_MAX: Final = 100
 """Ranges of messages that are told to be gone in one message."""
 NOT_KEPT: Final = "the repeat buffer of the ingress has it no more"
+
+
+T = TypeVar("T")
 
 
 class RepairOutlet(Protocol):
@@ -92,6 +98,7 @@ class Resends:
         self._section = section
         self._link = link
         self._log = log
+        self._throttled = ThrottledLog(log)
 
     def as_source(self) -> SourceSection:
         """In place of the real source: one that ends when all requests are done."""
@@ -105,21 +112,21 @@ class Resends:
             if outlet.held_by_monitor:
                 await trio.sleep(LOOK_INTERVAL_S)
                 continue
-            request = await trio.to_thread.run_sync(self._file.next)
+            request = await self._use_file(self._file.next)
             if request is None:
                 self.idle.set()
                 await trio.sleep(LOOK_INTERVAL_S)
                 continue
             number, wanted = request
             self.current = number
-            job = _Job(self, number, wanted, outlet, self._file)
+            job = _Job(self, number, wanted, outlet)
             self._log.info("resend_started", request=number)
             try:
                 await job.run(self._section, self._context())
             except GapconnError as error:
                 job.problems.append(str(error))
                 job.state = "failed"
-            await trio.to_thread.run_sync(self._file.note, number, job.progress)
+            await self.note(number, job.progress)
             told = {"request": number, "records": job.records, "positions_gone": job.gone_count}
             if job.problems:
                 self._log.error("resend_incomplete", **told, problems=job.problems)
@@ -130,13 +137,26 @@ class Resends:
     async def _ask(self, spans: Sequence[Span]) -> None:
         """Ask for what the egress does not know that it misses."""
         try:
-            number = await trio.to_thread.run_sync(self._file.add, Wanted(spans=spans, again=True))
+            number = await self._use_file(partial(self._file.add, Wanted(spans=spans, again=True)))
         except LinkError as error:
             self._log.error(
                 "resend_not_asked", error=str(error), do="have it sent again by the commands that were logged"
             )
         else:
             self._log.warning("resend_asked", request=number, ranges=len(spans))
+
+    async def note(self, number: int, progress: ResendProgress) -> None:
+        """Say how far a request is."""
+        await self._use_file(partial(self._file.note, number, progress))
+
+    async def _use_file(self, call: Callable[[], T]) -> T:
+        """Try until it can be done: what is wrong with the disk of the requests must not end the ingress."""
+        while True:
+            try:
+                return await trio.to_thread.run_sync(call)
+            except StateStuckError as stuck:
+                self._throttled.warning("resend_file_stuck", error=str(stuck), effect="tried again; data flows on")
+                await trio.sleep(LOOK_INTERVAL_S)
 
     def _context(self) -> Context:
         return Context(link=self._link.name, link_id=self._link.id, epoch=0, log=self._log)
@@ -150,7 +170,6 @@ class _Job:
     number: int
     wanted: Wanted
     outlet: RepairOutlet
-    file: ResendFile
     state: str = "running"
     records: int = 0
     messages: int = 0
@@ -269,7 +288,7 @@ class _Job:
 
     async def _tell(self) -> None:
         while True:
-            await trio.to_thread.run_sync(self.file.note, self.number, self.progress)
+            await self.resends.note(self.number, self.progress)
             await trio.sleep(LOOK_INTERVAL_S)
 
     async def send_repair(self, batch: Batch | None, spans: Sequence[Span]) -> None:

@@ -33,6 +33,7 @@ from gapconn.pauses import Pauses
 from gapconn.progress import continued, joined
 from gapconn.protocol.progress import Progress
 from gapconn.protocol.receiver import LinkReceiver, ReceiverSettings
+from gapconn.protocol.registry import LossCause
 from gapconn.protocol.security import Keys
 from gapconn.protocol.sender import LinkSender, SenderSettings
 from gapconn.repeats import Repeats
@@ -291,6 +292,7 @@ def resumed(pair: Pair, state: EgressState) -> tuple[Spool | None, Progress | No
     )
     try:
         settled = (resume.epoch, resume.next_message) if resume is not None else (0, 0)
+        _note_cut(spool, settled, state)
         beyond = continued(resume, spool.described_since(*settled))
         if beyond is not None and beyond is not resume:
             state.save(beyond)  # what is delivered from the spool is forgotten there
@@ -301,18 +303,21 @@ def resumed(pair: Pair, state: EgressState) -> tuple[Spool | None, Progress | No
     return spool, beyond
 
 
+def _note_cut(spool: Spool, settled: tuple[int, int], state: EgressState) -> None:
+    """What was cut off at the end of the spool as unfinished, and had been finished: it counted as delivered."""
+    for message in spool.cut:
+        if not message.late and (message.epoch, message.number) < settled:
+            state.journal.refused(message, LossCause.DAMAGED, time.time_ns() // 1_000_000)
+    state.save(None, Changes.of(state.journal))
+
+
 def _with_losses(resume: Progress | None, state: EgressState, spool: Spool | None) -> Progress | None:
     """The progress with what the journal has as lost: it is taken when it is repeated (GC-DLV-34)."""
     if resume is None:
         return None
+    for message in spool.described_mending() if spool is not None and state.journal.open_entries else ():
+        state.journal.comes(message)  # another one that arrives before it was read is not to bring the same
     lost = state.journal.messages_lost_in(resume.epoch)
-    for message in spool.described_mending() if spool is not None and (lost or state.journal.missing()) else ():
-        # It is on its way to the sink: another one that comes before it was read is not to claim the same.
-        for (stream, partition), ranges in message.claimed.items():
-            for first, last in ranges:
-                state.journal.claim(stream, partition, first, last)
-        if message.late and message.epoch == resume.epoch:
-            lost.remove(message.number, message.number)
     return attrs.evolve(
         resume,
         lost=tuple(lost.within(0, resume.next_message - 1)),
@@ -356,6 +361,12 @@ def go_on_from_target(
         state.journal.found(place, ranges, now_ms)
     for epoch, number in reached.late:
         state.journal.came_late(epoch, number, now_ms)
+    behind = (reached.progress.epoch, reached.progress.next_message)
+    for message in spool.cut if spool is not None else ():
+        if not message.late and (message.epoch, message.number) < behind:
+            state.journal.came_late(message.epoch, message.number, now_ms)
+            for run in message.runs:
+                state.journal.found((run.stream, run.partition), [(run.first, run.last)], now_ms)
     state.journal.release_claims()  # some were of what the target has: they are made anew, below
     progress = joined(resume, reached.progress)
     state.save(progress, Changes.of(state.journal))

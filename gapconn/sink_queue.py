@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 
@@ -39,6 +39,7 @@ from gapconn.ranges import Range
 from gapconn.record import Batch, Chunk, Records, decode_batch
 from gapconn.repair import late_batch, repaired_batch
 from gapconn.sinks import Delivery, Reached
+from gapconn.store.database import StateStuckError
 from gapconn.store.spool import Appended, Damage, Place, Spool, Spooled, Trouble
 
 WAITING_OVERHEAD_BYTES = 1024
@@ -70,6 +71,8 @@ class _Waiting:
     held_since_s: float
     message: MessageDelivered | None
     """None when it is not needed here any more, or if it was damaged on disk."""
+    mends: MessageDelivered | None = None
+    """If it brings what was lost: the message without its body."""
     settle: Callable[[], None] | None = None
     """Tells the progress that it is safe; None when it is told."""
     end: Place | None = None
@@ -94,7 +97,10 @@ class SinkQueue:
         head_bytes_max: What may wait in memory before messages go through the disk.
         after_s: What was not accepted for so long is written to disk.
         message_bytes_max: What the body of a message may inflate to.
-        note_losses: Awaited before messages are written to disk: stores what was lost before them (GC-RPR-1).
+        note_losses: Awaited before messages are written to disk: stores what was lost before them (GC-RPR-1). Raises
+            `StateStuckError` if it cannot be stored now.
+        missed: Told the epoch and the number of a message that is lost here and whole where it came from: it is to be
+            taken again when it is repeated (GC-DLV-40).
         delivered: Epoch and number of the first message that the sink's target does not have, as the target says: what
             is in the spool before it is not handed out (GC-ONCE-3).
 
@@ -103,6 +109,7 @@ class SinkQueue:
         accepted: Messages that the sink has for good.
         unaccepted: Messages that it does not have yet, those on disk included.
         origin: Where the records come from that were handed out last, such as the id of a Kafka cluster.
+        waits_to_note: How often the sink waited for losses that could not be stored.
     """
 
     def __init__(
@@ -115,11 +122,14 @@ class SinkQueue:
         after_s: float = 1.0,
         message_bytes_max: int = MESSAGE_BYTES_MAX,
         note_losses: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
+        missed: Callable[[int, int], None] = lambda epoch, number: None,
         delivered: tuple[int, int] = (0, 0),
     ) -> None:
         self.bytes_max = bytes_max
         self._message_bytes_max = message_bytes_max
         self._note_losses = note_losses
+        self._missed = missed
+        self.waits_to_note = 0
         self._delivered = delivered
         self.events = events
         self.spool = spool
@@ -144,6 +154,8 @@ class SinkQueue:
             self._cursor = self._read_to = spool.cursor
             self._end = spool.end
             self.unaccepted = self.spooled
+        self._head_epoch = 0
+        """Of the last message in order that came into the head."""
         self._being_written = 0
         self._tail_being_written = 0
         self._trouble: Appended | None = None
@@ -172,13 +184,15 @@ class SinkQueue:
         size_bytes = len(message.body) + WAITING_OVERHEAD_BYTES
         if self.bytes and self.bytes + size_bytes > self.bytes_max:
             return False
-        waiting = _Waiting(lost_before, size_bytes, time.time(), trio.current_time(), message, settle)
+        now_s = trio.current_time()
+        waiting = _Waiting(lost_before, size_bytes, time.time(), now_s, message, _mending(message), settle)
         self.bytes += size_bytes
         self.unaccepted += 1
         has_room = not self._head or self._head_bytes + size_bytes <= self._head_bytes_max
         if has_room and not self._tail and not self._unread:
             self._head.append(waiting)
             self._head_bytes += size_bytes
+            self._note_epoch(message)
             self._changed.unpark_all()
         else:
             self._tail.append(waiting)
@@ -258,6 +272,12 @@ class SinkQueue:
         if self._tail and not self._head and not self._unread and not self._tail_being_written:
             self._head, self._tail = self._tail, self._head
             self._head_bytes, self._tail_bytes = self._tail_bytes, 0
+            for waiting in self._head:
+                self._note_epoch(waiting.message)
+
+    def _note_epoch(self, message: MessageDelivered | None) -> None:
+        if message is not None and not message.late:
+            self._head_epoch = message.epoch
 
     def _hand_out(self, waiting: _Waiting, opened: Batch | RemoteProtocolError | None) -> Delivery | None:
         """Make a delivery of it; None if there is nothing in it for the sink."""
@@ -275,8 +295,9 @@ class SinkQueue:
         if waiting.end is not None:
             waiting.message = None  # it is on disk
         if isinstance(opened, RemoteProtocolError):
+            # It was so when it was sent, and a repeat of it would be.
             self.events.message_refused(message, LossCause.DAMAGED, str(opened))
-            self._lost_before += 1
+            self._lost_before += not message.late
             self._done_with(waiting)  # not accepted: it is lost, and did not come late
             return None
         self.origin = opened.origin or self.origin
@@ -360,8 +381,15 @@ class SinkQueue:
         self.events.sink_found(stream=stream, first=first, last=last)
 
     async def note_losses(self) -> None:
-        """Store what is missing, and what is missing no more (GC-RPR-1)."""
-        await self._note_losses()
+        """Store what is missing, and what is missing no more (GC-RPR-1); waits until that can be done."""
+        while True:
+            try:
+                await self._note_losses()
+            except StateStuckError:
+                self.waits_to_note += 1
+                await trio.sleep(RETRY_S)
+            else:
+                return
 
     def _accept(
         self, waiting: _Waiting, epoch: int, number: int, claimed: Mapping[tuple[str, int], tuple[Range, ...]]
@@ -482,8 +510,11 @@ class SinkQueue:
             if waiting.message is not None
         ]
         self._being_written, self._tail_being_written = len(batch), in_tail
-        await self._note_losses()
-        appended = await trio.to_thread.run_sync(self.spool.append, entries)
+        try:
+            await self._note_losses()
+            appended = await trio.to_thread.run_sync(self.spool.append, entries)
+        except StateStuckError as error:
+            appended = Appended(ends=[], trouble=Trouble.UNNOTED, error=str(error))
         self._being_written = self._tail_being_written = 0
         self._written(batch, len(batch) - in_tail, appended)
         return appended.trouble is None
@@ -521,39 +552,88 @@ class SinkQueue:
                 read = await trio.to_thread.run_sync(
                     self.spool.read, self._read_to, min(READ_BYTES, self._head_bytes_max)
                 )
+                if any(isinstance(item, Damage) and item.known is None for item, _ in read.items):
+                    await self._let_go()
             except OSError as error:
                 self.events.spool_not_read(str(error))
                 await trio.sleep(RETRY_S)
                 continue
-            for item, end in read.items:
-                self._take_read(item, end)
+            for index, (item, end) in enumerate(read.items):
+                self._take_read(item, end, read.items[index + 1 :] if isinstance(item, Damage) else ())
             self._read_to = read.place
             self._changed.unpark_all()
 
-    def _take_read(self, item: Spooled | Damage, end: Place) -> None:
+    async def _let_go(self) -> None:
+        """Something of the spool is gone, and nobody knows what: of what is on its way to the sink, that is given up
+        which is nowhere any more.
+
+        Raises:
+            OSError: the spool cannot be read now.
+        """
+        assert self.spool is not None
+        nowhere = self.events.journal.on_its_way()
+        for waiting in chain(self._handed, self._head, self._tail):
+            if waiting.mends is not None and not waiting.accepted:
+                nowhere.leave_out(waiting.mends)
+        spool = self.spool
+
+        def leave_out_spooled() -> None:
+            for message in spool.described_mending():
+                nowhere.leave_out(message)
+
+        await trio.to_thread.run_sync(leave_out_spooled)
+        self.events.journal.let_go(nowhere)
+        for epoch, numbers in nowhere.messages.items():
+            for first, last in numbers:
+                for number in range(first, last + 1):
+                    self._missed(epoch, number)
+
+    def _take_read(self, item: Spooled | Damage, end: Place, behind: Sequence[tuple[Spooled | Damage, Place]]) -> None:
         now_s = trio.current_time()
         if isinstance(item, Spooled) and self._target_has(item.message):
             # What the target has of a repair is in the journal; what it can never take may be asked for again.
-            self.events.journal.release(item.message.claimed)
+            self.events.journal.release(item.message)
             waiting = _Waiting(0, WAITING_OVERHEAD_BYTES, item.arrived_s, now_s, None, end=end)
         elif isinstance(item, Spooled):
             size_bytes = len(item.message.body) + WAITING_OVERHEAD_BYTES
-            waiting = _Waiting(item.lost_before, size_bytes, item.arrived_s, now_s, item.message, end=end)
-            self.events.repair_waits(item.message)
+            message = item.message
+            waiting = _Waiting(item.lost_before, size_bytes, item.arrived_s, now_s, message, _mending(message), end=end)
+            self.events.repair_waits(message)
+            self._note_epoch(message)
         else:
-            self.events.spool_damaged(item)
-            known = item.known.lost_before if item.known is not None else 0
-            waiting = _Waiting(known + item.serials, WAITING_OVERHEAD_BYTES, time.time(), now_s, None, end=end)
+            lost = self._take_damage(item, behind)
+            waiting = _Waiting(lost, WAITING_OVERHEAD_BYTES, time.time(), now_s, None, end=end)
             self.unaccepted -= item.serials - 1
         self._head.append(waiting)
         self._head_bytes += waiting.size_bytes
         self.bytes += waiting.size_bytes
+
+    def _take_damage(self, damage: Damage, behind: Sequence[tuple[Spooled | Damage, Place]]) -> int:
+        """Tell of damage; how many messages are lost before the next one."""
+        if damage.known is None:
+            whole = (item.message for item, _ in behind if isinstance(item, Spooled) and not item.message.late)
+            following = next(whole, None)
+            same = following is not None and following.epoch == self._head_epoch
+            self.events.spool_damaged(damage, self._head_epoch if same else 0)
+            return damage.serials
+        message = damage.known.message
+        if self._target_has(message):
+            self.events.journal.release(message)
+            return 0
+        self.events.spool_damaged(damage)
+        self._missed(message.epoch, message.number)
+        return damage.known.lost_before + (not message.late)
 
     def _target_has(self, message: MessageDelivered) -> bool:
         """Whether the target itself says that it has it, which only some can (GC-ONCE-3)."""
         if message.late:
             return self._delivered > (0, 0) and self.events.journal.has_come_late(message.epoch, message.number)
         return (message.epoch, message.number) < self._delivered
+
+    @property
+    def cursor(self) -> Place:
+        """Of the spool: before it the sink has everything, or it was told that it is lost."""
+        return self._cursor
 
     @property
     def committable(self) -> bool:
@@ -563,14 +643,17 @@ class SinkQueue:
         moved = self._cursor.serial != self.spool.cursor.serial
         return moved or (not self.spooled and self.spool.disk_bytes > 0)
 
-    def commit(self) -> None:
+    def commit(self, cursor: Place | None = None) -> None:
         """Note on disk how far the sink has come, and give space free. Blocks for the disk; for another thread.
+
+        Args:
+            cursor: As it was some time ago.
 
         Raises:
             OSError: it cannot be noted now; trying again may help.
         """
         if self.spool is not None and self.committable:
-            self.spool.commit(self._cursor)
+            self.spool.commit(self._cursor if cursor is None else cursor)
 
     @property
     def disk_bytes(self) -> int:
@@ -603,4 +686,13 @@ class SinkQueue:
         self._working.cancel()
 
 
-_ALARMS = {Trouble.FULL: "spool_full", Trouble.NO_SPACE: "spool_disk_full", Trouble.FAILED: "spool_failed"}
+def _mending(message: MessageDelivered) -> MessageDelivered | None:
+    return attrs.evolve(message, body=memoryview(b"")) if message.late or message.claimed else None
+
+
+_ALARMS = {
+    Trouble.FULL: "spool_full",
+    Trouble.NO_SPACE: "spool_disk_full",
+    Trouble.FAILED: "spool_failed",
+    Trouble.UNNOTED: "spool_failed",
+}

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import trio
 
-from gapconn.config import Link
+from gapconn.config import Link, Spool
 from gapconn.protocol.envelope import Copy
-from tests.services import STREAM, Session, Taking, feed, link, numbers, running, until
+from gapconn.units import Seconds
+from tests.services import STREAM, Session, Taking, feed, link, numbers, opened, running, until
 from tests.test_egress_repair import missing, stored
 
 
@@ -75,3 +77,63 @@ async def test_what_is_gone_is_noted_and_closes_with_the_last(way: Link, gone_fi
     assert (entry.outcome, entry.reason) == ("unrecoverable", "too old")
     assert (list(entry.late), list(entry.messages_gone)) == ([(2, 2)], [(1, 1)])
     assert (list(entry.gone[STREAM, 0]), list(entry.repaired[STREAM, 0])) == ([(10, 19)], [(20, 29)])
+
+
+@pytest.mark.req("GC-RPR-9")
+@pytest.mark.parametrize("located", [True, False])
+async def test_a_copy_that_comes_twice_before_the_sink_has_it_is_delivered_once(way: Link, located: bool) -> None:
+    """An operator who sees the entry still open asks once more."""
+    sink, old, new = Taking(going=trio.Event()), Session(way), Session(way, epoch=3, previous_epoch=2)
+    async with running(way, sink) as egress:
+        messages = [old.numbers((0, 10)), old.numbers((10, 10)), old.numbers((20, 10))]
+        await feed(egress, old.start + messages[0] + (messages[2] if located else messages[2][:0]))
+        if not located:
+            await feed(egress, old.heartbeat()[-1:])
+        await until(lambda: egress.journal.wants(2, 1))
+        await feed(egress, new.start)
+        for _ in range(3):
+            await feed(egress, new.copy([Copy(2, 1, 1)], old.kept[1]))
+        assert sink.going is not None
+        sink.going.set()
+        await feed(egress, new.batch(numbers(500, 1, previous=-1)))
+        await until(lambda: 500 in sink.numbers)
+    assert sink.numbers == [*range(10), *(range(20, 30) if located else ()), *range(10, 20), 500]
+
+
+@pytest.mark.req("GC-RPR-9", "GC-DLV-33")
+async def test_what_was_located_closes_no_entry_of_which_the_rest_was_not(way: Link) -> None:
+    """The last message of a session is lost with one before it, and only of that it was said where its records were."""
+    sink, old, new = Taking(), Session(way), Session(way, epoch=3, previous_epoch=2)
+    async with running(way, sink) as egress:
+        messages = [old.numbers(each) for each in ((0, 10), (10, 10), (20, 10), (30, 10))]
+        await feed(egress, old.start + messages[0] + messages[2] + old.heartbeat()[-1:])
+        await until(lambda: egress.journal.wants(2, 3))
+        assert missing(egress.journal) == {(STREAM, 0): [(10, 19)]}
+        await feed(egress, new.start + new.batch(numbers(500, 10, previous=-1)))
+        await feed(egress, new.copy([Copy(2, 1, 1)], old.kept[1]))
+        await until(lambda: 19 in sink.numbers)
+        await until(lambda: not egress.journal.missing())
+        assert [list(entry.messages_missing) for entry in egress.journal.open_entries] == [[(3, 4)]]
+        for number in (3, 4):  # the last one told positions
+            await feed(egress, new.copy([Copy(2, number, number)], old.kept[number]))
+        await until(lambda: not egress.journal.open_entries)
+    assert sink.numbers == [*range(10), *range(20, 30), *range(500, 510), *range(10, 20), *range(30, 40)]
+
+
+@pytest.mark.req("GC-RPR-9")
+async def test_a_copy_in_the_spool_is_on_its_way_from_the_start(tmp_path: Path) -> None:
+    way = link(tmp_path / "state", heartbeat_interval=5, shutdown_grace=0)
+    spool = Spool(directory=str(tmp_path), after=Seconds(0.01))
+    old, new, away, sink = Session(way), Session(way, epoch=3, previous_epoch=2), Taking(going=trio.Event()), Taking()
+    async with opened(way, away, spool) as egress, trio.open_nursery() as nursery:
+        nursery.start_soon(egress.run)
+        messages = [old.batch(numbers(each, 10)) for each in (0, 10)]
+        assert messages
+        await feed(egress, old.start + old.heartbeat())
+        await until(lambda: egress.journal.wants(2, 1))
+        await feed(egress, new.start + new.copy([Copy(2, 1, 1)], old.kept[1]))
+        await until(lambda: egress.queue.spooled == 1)
+        nursery.cancel_scope.cancel()
+    async with opened(way, sink, spool) as egress:
+        assert not egress.journal.wants(2, 1)
+        assert egress.journal.wants(2, 0)

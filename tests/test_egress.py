@@ -32,6 +32,8 @@ from gapconn.service import serve_egress
 from gapconn.sink_queue import SinkQueue
 from gapconn.sinks import Inlet
 from gapconn.sources import Outlet
+from gapconn.store.database import StateDiskError
+from gapconn.store.journal import GapFile
 from gapconn.store.state import EgressState
 from gapconn.units import Address, Seconds
 from tests.services import (
@@ -482,16 +484,153 @@ async def test_a_session_that_was_followed_without_data_is_remembered(way: Link)
     assert sink.numbers == []
 
 
-async def test_what_a_state_cannot_store_ends_the_egress(way: Link, monkeypatch: pytest.MonkeyPatch) -> None:
-    def save(self: EgressState, *arguments: object) -> None:
-        raise LinkError("the disk is full")
-
-    monkeypatch.setattr(EgressState, "save", save)
+async def test_a_state_that_is_damaged_ends_the_egress_and_what_was_gathered_is_told(
+    way: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gapconn.egress.WATCH_INTERVAL_S", 3600.0)  # so it is not told before
     session = Session(way)
-    with pytest.RaisesGroup(pytest.RaisesExc(LinkError, match="the disk is full"), flatten_subgroups=True):
+    reason = pytest.RaisesExc(LinkError, match="the state is damaged")
+    with capture_logs() as logs, pytest.RaisesGroup(reason, flatten_subgroups=True):
         async with running(way, Taking()) as egress:
-            throw(session.start, egress.socket.address)
+            await feed(egress, session.start + session.numbers((0, 1)))
+            session.numbers((1, 1))
+            throw(session.numbers((2, 1)), egress.socket.address)
+            await until(lambda: egress.core.counters.datagrams == len(session.start) + 2)
+            egress.core.handle_timeout(trio.current_time() + way.hold_s + 1)
+            egress._handle_events()
+
+            def save(self: EgressState, *arguments: object) -> None:
+                raise LinkError("the state is damaged")
+
+            monkeypatch.setattr(EgressState, "save", save)
             await trio.sleep_forever()
+    assert "messages_lost" in [entry["event"] for entry in logs]
+
+
+@attrs.define
+class StuckDisk:
+    """A state directory that takes nothing while it is told so."""
+
+    stuck: bool = False
+    refused: int = 0
+
+    def under(self, egress: Egress, monkeypatch: pytest.MonkeyPatch) -> None:
+        save = egress._state.save
+
+        def stubborn(*what: Any) -> None:
+            if self.stuck:
+                self.refused += 1
+                raise StateDiskError("the disk is full", no_space=True)
+            save(*what)
+
+        monkeypatch.setattr(egress._state, "save", stubborn)
+
+
+@pytest.mark.req("GC-DLV-41", "GC-DLV-18")
+async def test_an_egress_whose_state_cannot_be_stored_goes_on(way: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so, calls nothing stored that is not, and stores all of it as soon as it can."""
+    monkeypatch.setattr("gapconn.egress.CALM_S", 0.0)
+    sink, session, disk = Taking(), Session(way), StuckDisk()
+    with capture_logs() as logs:
+        async with opened(way, sink) as egress:
+            disk.under(egress, monkeypatch)
+            with trio.fail_after(60):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(egress.run)
+                    await feed(egress, session.start + session.numbers((0, 10)))
+                    await until(lambda: egress.delivered.next_positions() == {(STREAM, 0): 10})
+                    disk.stuck = True
+                    session.numbers((10, 10))
+                    await feed(egress, session.numbers((20, 10)))
+                    await until(lambda: disk.refused > 2)
+                    await feed(egress, session.numbers((30, 10)))
+                    await until(lambda: 39 in sink.numbers)
+                    before = disk.refused
+                    await until(lambda: disk.refused > before + 1)
+                    view = EgressView(egress)
+                    assert "the disk is full" in view.status()["alarms"]["state_disk_full"]
+                    assert view.health()
+                    assert not view.live(), "no restart mends it"
+                    [stuck] = [m.samples[0].value for m in view.metrics() if m.name == "gapconn_state_stuck"]
+                    assert stuck == 1
+                    assert egress.delivered.next_positions() == {(STREAM, 0): 10}
+                    known = stored(egress)
+                    assert known is not None
+                    assert (known.next_message, known.positions) == (1, {(STREAM, 0): Standing(2, 0, 9)})
+                    disk.stuck = False
+                    await until(lambda: not egress.events.alarms)
+                    assert egress.delivered.next_positions() == {(STREAM, 0): 40}
+                    egress.stop()
+    events = [entry["event"] for entry in logs]
+    assert (events.count("state_disk_full"), events.count("state_restored")) == (1, 1)
+    async with opened(way, Taking()) as egress:
+        assert list(egress.journal.missing()[STREAM, 0]) == [(10, 19)]
+        known = stored(egress)
+        assert known is not None
+        assert (known.next_message, known.positions) == (4, {(STREAM, 0): Standing(2, 0, 39)})
+
+
+@pytest.mark.req("GC-DLV-41")
+async def test_an_egress_that_ends_without_having_stored_its_state_says_so(
+    way: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, disk = Session(way), StuckDisk(stuck=True)
+    reason = pytest.RaisesExc(StateDiskError, match="the disk is full")
+    with pytest.RaisesGroup(reason, flatten_subgroups=True):
+        async with opened(way, Taking()) as egress:
+            disk.under(egress, monkeypatch)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(egress.run)
+                await feed(egress, session.start + session.numbers((0, 10)))
+                egress.stop()
+
+
+@pytest.mark.req("GC-DLV-41", "GC-DLV-20")
+async def test_what_is_in_the_spool_is_kept_until_it_is_stored_that_the_sink_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way, spool = link(tmp_path / "state", heartbeat_interval=5, shutdown_grace=0), Spool(after=Seconds(0.01))
+    spool = attrs.evolve(spool, directory=str(tmp_path))
+    sink, session, disk = Taking(accepting=False), Session(way), StuckDisk()
+    async with opened(way, sink, spool) as egress:
+        disk.under(egress, monkeypatch)
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(egress.run)
+                await feed(egress, session.start + session.numbers((0, 10)))
+                await until(lambda: egress.queue.spooled == 1 and not egress.progress._changed)
+                disk.stuck = True
+                session.numbers((10, 10))
+                await feed(egress, session.numbers((20, 10)))
+                await until(lambda: disk.refused > 2)
+                for delivery in sink.deliveries:
+                    delivery.accept()
+                refused = disk.refused
+                await until(lambda: disk.refused > refused + 2)
+                assert egress.queue.spool is not None
+                assert egress.queue.spool.cursor.serial == 0
+                disk.stuck = False
+                await until(lambda: not egress.queue.committable)
+                nursery.cancel_scope.cancel()
+
+
+async def test_what_an_operator_wants_closed_waits_for_the_disk(way: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, disk = Session(way), StuckDisk()
+    async with running(way, Taking()) as egress:
+        disk.under(egress, monkeypatch)
+        await feed(egress, session.start + session.numbers((0, 10)))
+        session.numbers((10, 10))
+        await feed(egress, session.numbers((20, 10)))
+        await until(lambda: bool(egress.journal.missing()))
+        with GapFile.open(Path(way.state_directory), way.name, way.id) as gaps:
+            disk.stuck = True
+            gaps.wish([1], "sent by mail")
+            await until(lambda: not egress.journal.open_entries)
+            await until(lambda: disk.refused > 2)
+            assert gaps.wishes()
+            disk.stuck = False
+            await until(lambda: not gaps.wishes())
+            assert not gaps.load().open_entries
 
 
 # The end

@@ -76,6 +76,21 @@ def test_a_journal_is_listed_for_people_programs_and_spreadsheets(journaled: Pat
     assert len(rows) == 8
 
 
+def test_messages_of_which_nothing_is_known_are_listed_with_their_number(file: Path) -> None:
+    with EgressState.open(file.parent / "state", "orders", LINK_ID) as state:
+        state.journal.unidentified(3, 5, LossCause.DAMAGED, 1_000)
+        state.journal.unidentified(1, 0, LossCause.DAMAGED, 1_000)
+        state.save(None, Changes.of(state.journal))
+    assert run("gaps", "list", file).output.splitlines() == [
+        "1  1970-01-01 00:00:01Z  damaged  open, 3 messages of session 5 of which the numbers are not known",
+        "     it is not known which records were in these messages",
+        "2  1970-01-01 00:00:01Z  damaged  open, 1 messages of which the numbers are not known",
+        "     it is not known which records were in these messages",
+        "2 open",
+    ]
+    assert [each["messages_unidentified"] for each in json.loads(run("gaps", "list", file, "--json").stdout)] == [3, 1]
+
+
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_what_is_exported_can_be_read_again(journaled: Path, form: str) -> None:
     shown = run("gaps", "export", journaled, "--format", form)

@@ -312,3 +312,106 @@ def test_that_a_message_came_late_is_noted_in_an_entry_that_is_closed_already(cl
     journal.came_late(5, 5, 3_000)
     assert journal.has_come_late(5, 5)
     assert (entry.outcome, entry.closed_ms) == (outcome, 2_000)
+
+
+@pytest.mark.req("GC-RPR-1", "GC-DLV-21")
+def test_messages_of_which_nothing_is_known_have_an_entry_with_their_number() -> None:
+    journal = Journal()
+    journal.unidentified(2, 5, LossCause.DAMAGED, 1_000)
+    journal.unidentified(1, 5, LossCause.DAMAGED, 1_000 + GATHER_MS)
+    journal.unidentified(4, 0, LossCause.DAMAGED, 1_000)
+    for event in (lost(3, 3), counted(10), missing(10, 19)):
+        journal.happened(event, 1_000)
+    journal.refused(message(8, runs=(Run("t", 0, 19, 20, 29, 10, 0, True, 0),)), LossCause.DAMAGED, 1_000)
+    assert [(each.epoch, each.cause, each.messages_unidentified, each.records) for each in journal] == [
+        (5, "damaged", 3, 0), (0, "damaged", 4, 0), (5, "gap", 0, 10), (5, "damaged", 0, 10)
+    ]  # fmt: skip
+    journal.came_late(5, 3, 2_000)
+    journal.repaired({T: journal.claim("t", 0, 0, 99)}, 2_000)
+    journal.accounted(5, 2_000)
+    assert [each.number for each in journal.open_entries] == [1, 2], "nobody can say that these came"
+    journal.close_by_hand([1, 2], "compared at the target", 3_000)
+    journal.unidentified(1, 5, LossCause.DAMAGED, 3_000)
+    assert [each.messages_unidentified for each in journal.open_entries] == [1], "a later loss is another entry"
+
+
+def late(number: int, *, claimed: dict[tuple[str, int], tuple[tuple[int, int], ...]] | None = None) -> MessageDelivered:
+    return attrs.evolve(message(number), late=True, claimed=claimed or {})
+
+
+@pytest.mark.req("GC-RPR-9")
+def test_a_message_is_not_wanted_while_it_is_on_its_way() -> None:
+    journal = told(lost(3, 4), counted(20))
+    assert journal.wants(5, 3)
+    journal.comes(late(3))
+    assert not journal.wants(5, 3)
+    assert list(journal.messages_lost_in(5)) == [(4, 4)]
+    journal.refused(late(3), LossCause.REFUSED, 2_000)
+    assert journal.wants(5, 3), "it did not get there"
+    journal.comes(late(3))
+    journal.came(5, 3)
+    journal.came_late(5, 3, 3_000)
+    assert not journal.wants(5, 3)
+    assert not journal.on_its_way().messages
+
+
+@pytest.mark.req("GC-RPR-7", "GC-DLV-21")
+def test_what_is_nowhere_any_more_is_missing_as_before_and_what_is_on_its_way_is_not() -> None:
+    journal = told(lost(3, 4), counted(20), missing(10, 29))
+    there = late(3, claimed={T: journal.claim("t", 0, 10, 19)})
+    gone = late(4, claimed={T: journal.claim("t", 0, 20, 29)})
+    journal.comes(there)
+    journal.comes(gone)
+    nowhere = journal.on_its_way()
+    nowhere.leave_out(there)
+    journal.let_go(nowhere)
+    assert (journal.wants(5, 3), journal.wants(5, 4)) == (False, True)
+    assert journal.claim("t", 0, 0, 99) == ((20, 29),)
+    journal.repaired(there.claimed, 2_000)
+    assert all_of(journal) == {T: [(20, 29)]}
+
+
+@pytest.mark.req("GC-RPR-9")
+def test_what_a_message_of_an_earlier_session_may_be_judged_by() -> None:
+    """Only what that session missed, and what was not called gone: else records of it would never be delivered."""
+    journal = told(lost(3, 4), counted(20), missing(10, 19))
+    assert journal.knows(5, "t", 0, 15, 24)
+    assert not journal.knows(5, "t", 0, 20, 24)
+    assert not journal.knows(6, "t", 0, 10, 19), "another session"
+    journal.sink_lost(T, 22, 22, "rejected", 2_000)
+    assert not journal.knows(5, "t", 0, 20, 24), "what else was in that delivery may be lost with the process"
+    journal.is_gone(Span("t", 0, 10, 19, 0, "deleted"), 3_000)
+    assert not journal.knows(5, "t", 0, 10, 19), "it was not deleted after all"
+    journal.happened(missing(30, 39), 3_000)
+    journal.repaired({T: journal.claim("t", 0, 30, 39)}, 3_000)
+    assert journal.knows(5, "t", 0, 30, 39)
+
+
+@pytest.mark.req("GC-DLV-33", "GC-RPR-7")
+def test_late_messages_close_no_entry_of_which_others_have_records_that_were_never_located() -> None:
+    """Those at the end of a session that was cut off, behind which no later one said where they were."""
+    journal = told(lost(3, 3), counted(10), missing(10, 19), lost(9, 9), counted(10))
+    [entry] = journal
+
+    def come(number: int, *positions: tuple[int, int]) -> None:
+        journal.came_late(5, number, 2_000)
+        journal.repaired({T: positions}, 2_000, late=True)
+
+    come(3, *journal.claim("t", 0, 10, 19))
+    assert entry.open
+    assert journal.wants(5, 9)
+    come(9)
+    assert (entry.outcome, entry.reason) == ("repaired", "late")
+
+
+def test_what_could_not_be_stored_is_taken_again() -> None:
+    journal = told(lost(3, 3), counted(10))
+    journal.happened(lost(1, 1, epoch=4), 1_000)
+    journal.accounted(4, 1_000)
+    assert [entry.number for entry in journal.open_entries] == [1]
+    changed, removed = journal.take()
+    journal.happened(missing(10, 19), 1_000)
+    journal.give_back([entry.number for entry in changed], removed)
+    again, removed_again = journal.take()
+    assert ([entry.number for entry in again], removed_again) == ([1], removed)
+    assert journal.take() == ([], [])

@@ -9,9 +9,14 @@ import trio
 
 from gapconn.admin.egress_view import EgressView
 from gapconn.config import Link, Spool
+from gapconn.protocol.progress import Progress
 from gapconn.record import Batch, Chunk, ChunkKind
+from gapconn.service import go_on_from_target, resumed
+from gapconn.sinks import Reached
+from gapconn.store.state import EgressState
+from gapconn.testing.memory_gap import bursts_of
 from gapconn.units import Seconds
-from tests.services import STREAM, Session, Taking, feed, link, numbers, opened, running, until
+from tests.services import STREAM, Session, Taking, feed, link, numbers, opened, pair, running, sink_of, until
 from tests.test_egress_repair import missing, span, stored
 
 
@@ -218,3 +223,139 @@ async def test_what_is_in_the_spool_ahead_is_delivered_once_after_a_kill(tmp_pat
         await until(lambda: 39 in sink.numbers)
         assert not egress.journal.open_entries
     assert sink.numbers == [*range(10), *range(20, 30), *range(10, 20), *range(30, 40)]
+
+
+def damage(spool: Path, number: int) -> None:
+    """Damage the body of the message in which this number is the first."""
+    (path,) = spool.glob("*.spool/*.segment")
+    data = bytearray(path.read_bytes())
+    data[data.index(number.to_bytes(8, "big").ljust(16, b".")) + 12] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.req("GC-DLV-40", "GC-DLV-21")
+@pytest.mark.parametrize("heard_first", [False, True], ids=["read before the link is heard", "and after"])
+async def test_what_was_damaged_in_the_spool_is_taken_when_it_is_repeated(tmp_path: Path, heard_first: bool) -> None:
+    """A message that came in order, and one that had come late."""
+    way = link(tmp_path / "state", heartbeat_interval=5, shutdown_grace=0)
+    spool = Spool(directory=str(tmp_path), after=Seconds(0.01))
+    session, away, sink = Session(way), Taking(going=trio.Event()), Taking()
+    messages = [session.numbers((first, 10)) for first in range(0, 40, 10)]
+    async with opened(way, away, spool) as egress, trio.open_nursery() as nursery:
+        nursery.start_soon(egress.run)
+        await feed(egress, session.start + messages[0] + messages[2])
+        await until(lambda: missing(egress.journal) == {(STREAM, 0): [(10, 19)]})
+        await feed(egress, session.repeat(messages[1]) + messages[3])
+        await until(lambda: egress.queue.spooled == 4)
+        nursery.cancel_scope.cancel()
+    damage(tmp_path, 10)
+    damage(tmp_path, 20)
+    async with opened(way, sink, spool) as egress:
+        with trio.fail_after(60):
+            if heard_first:
+                for burst in bursts_of(session.heartbeat()[-1:]):
+                    egress.core.receive(burst, trio.current_time())
+                assert egress.core.epoch == 2
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(egress.run)
+                await until(lambda: not egress.queue.unaccepted)
+                assert missing(egress.journal) == {(STREAM, 0): [(10, 29)]}
+                for message in messages:
+                    await feed(egress, session.repeat(message))
+                await until(lambda: not egress.journal.open_entries)
+                egress.stop()
+    assert sink.numbers == [*range(10), *range(30, 40), *range(10, 30)]
+    assert [(delivery.late, delivery.lost_before) for delivery in sink.deliveries] == [
+        (False, 0), (False, 2), (True, 0), (True, 0)
+    ]  # fmt: skip
+
+
+@pytest.mark.req("GC-DLV-40")
+async def test_a_late_message_that_is_refused_is_taken_again_and_lost_once(
+    way: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink, session = Taking(), Session(way)
+    messages = [session.numbers((first, 10)) for first in range(0, 40, 10)]
+    async with running(way, sink) as egress:
+        await feed(egress, session.start + messages[0] + messages[2])
+        await until(lambda: missing(egress.journal) == {(STREAM, 0): [(10, 19)]})
+        with monkeypatch.context() as full:
+            full.setattr(egress.queue, "offer", lambda *what: False)
+            await feed(egress, session.repeat(messages[1]))
+        await feed(egress, messages[3])
+        await until(lambda: 39 in sink.numbers)
+        await feed(egress, session.repeat(messages[1]))
+        await until(lambda: not egress.journal.open_entries)
+    assert sink.numbers == [*range(10), *range(20, 40), *range(10, 20)]
+    assert [delivery.lost_before for delivery in sink.deliveries] == [0, 1, 0, 0]
+
+
+async def test_what_the_sink_declined_is_not_taken_again(way: Link) -> None:
+    """It may have used some of it, and would use that twice."""
+    session = Session(way)
+    declined: list[int] = []
+
+    async def sink(inlet: object) -> None:
+        async for delivery in inlet:  # type: ignore[attr-defined]
+            if delivery.late:
+                declined.append(delivery.message)
+                delivery.decline()
+            else:
+                delivery.accept()
+
+    async with running(way, sink) as egress:
+        bodies = [session.batch(Batch(parts=[Chunk(stream="s", kind=ChunkKind.DATA, position=n)])) for n in range(3)]
+        await feed(egress, session.start + bodies[0] + bodies[2])
+        await until(lambda: bool(egress.journal.open_entries))
+        for _ in range(2):
+            await feed(egress, session.repeat(bodies[1]))
+            await until(lambda: egress.events.late_unusable == 1)
+    assert declined == [1]
+
+
+@pytest.mark.req("GC-DLV-21", "GC-RPR-1", "GC-DLV-40")
+async def test_a_damaged_message_at_the_end_of_the_spool_is_none_that_was_never_finished(tmp_path: Path) -> None:
+    """It counts as delivered in the stored state: nobody else would miss it."""
+    way = link(tmp_path / "state", heartbeat_interval=5, shutdown_grace=0)
+    spool = Spool(directory=str(tmp_path), after=Seconds(0.01))
+    session, away, sink = Session(way), Taking(going=trio.Event()), Taking()
+    messages = [session.numbers((first, 10)) for first in range(0, 20, 10)]
+    async with opened(way, away, spool) as egress, trio.open_nursery() as nursery:
+        nursery.start_soon(egress.run)
+        await feed(egress, session.start + messages[0] + messages[1])
+        await until(lambda: egress.queue.spooled == 2)
+        await until(lambda: egress.delivered.next_positions() == {(STREAM, 0): 20})
+        nursery.cancel_scope.cancel()
+    damage(tmp_path, 10)
+    async with opened(way, sink, spool) as egress:
+        assert missing(egress.journal) == {(STREAM, 0): [(10, 19)]}
+    async with running(way, sink, spool) as egress:
+        [entry] = stored(way)
+        assert (entry.cause, list(entry.messages)) == ("damaged", [(1, 1)])
+        await feed(egress, session.repeat(messages[1]) + session.numbers((20, 10)))
+        await until(lambda: not egress.journal.open_entries)
+        await until(lambda: 29 in sink.numbers)
+    assert sorted(sink.numbers) == list(range(30))
+
+
+@pytest.mark.req("GC-ONCE-3", "GC-DLV-21")
+async def test_what_was_cut_off_the_spool_is_not_lost_if_the_target_has_it(tmp_path: Path) -> None:
+    way = link(tmp_path / "state", heartbeat_interval=5, shutdown_grace=0)
+    spool = Spool(directory=str(tmp_path), after=Seconds(0.01))
+    session, away = Session(way), Taking(going=trio.Event())
+    async with opened(way, away, spool) as egress, trio.open_nursery() as nursery:
+        nursery.start_soon(egress.run)
+        await feed(egress, session.start + session.numbers((0, 10)) + session.numbers((10, 10)))
+        await until(lambda: egress.queue.spooled == 2)
+        await until(lambda: egress.delivered.next_positions() == {(STREAM, 0): 20})
+        nursery.cancel_scope.cancel()
+    damage(tmp_path, 10)
+    both = pair(way, sink=sink_of(away), spool=spool)
+    with EgressState.open(Path(way.state_directory), way.name, way.id) as state:
+        opened_spool, resume = await trio.to_thread.run_sync(resumed, both, state)
+        assert opened_spool is not None
+        with opened_spool:
+            assert missing(state.journal) == {(STREAM, 0): [(10, 19)]}
+            target = Progress(epoch=2, next_message=2, next_record=20, positions={})
+            await trio.to_thread.run_sync(go_on_from_target, Reached(progress=target), resume, opened_spool, state)
+            assert not state.journal.open_entries

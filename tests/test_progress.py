@@ -369,3 +369,36 @@ def test_what_is_in_the_spool_ahead_is_known_and_settled_with_the_messages_befor
     assert reached is not None
     assert (reached.next_message, reached.next_record, reached.ahead) == (5, 50, ())
     assert reached.positions == {P: Standing(EPOCH, 0, 309)}
+
+
+def test_what_could_not_be_stored_is_part_of_what_is_stored_next() -> None:
+    tracker = ProgressTracker()
+    first, second = (
+        MessageDelivered(
+            epoch=5,
+            number=number,
+            first_record=10 * number,
+            record_count=10,
+            runs=[],
+            already_delivered={},
+            positions={(stream, 0): Standing(5, 0, 10 * number + 9) for stream in streams},
+            body=memoryview(b"."),
+        )
+        for number, streams in enumerate(("ab", "bc"))
+    )
+    tracker.expect(first)()
+    taken = tracker.take()
+    assert taken is not None
+    tracker.expect(second)()
+    tracker.give_back(taken)
+    again = tracker.take()
+    assert again is not None
+    assert (again.next_message, again.next_record) == (2, 20)
+    assert {stream: standing.position for (stream, _), standing in again.positions.items()} == {
+        "a": 9,
+        "b": 19,
+        "c": 19,
+    }
+    assert tracker.take() is None
+    tracker.give_back(again)
+    assert tracker.take() == again, "also when nothing has happened since"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -26,6 +27,7 @@ from gapconn.record import Batch, decode_batch
 from gapconn.resend import Resends
 from gapconn.sources import Outlet, Source
 from gapconn.sources.replay import REPLAYS, ReplayOutlet
+from gapconn.store.database import StateDiskError
 from gapconn.store.resends import Between, ResendFile, ResendProgress, Wanted
 from gapconn.testing.memory_gap import bursts_of
 from tests.services import STREAM, NoKeys, SourceFunction, ingress, link, numbers, numbers_in, socket_of, until
@@ -293,3 +295,42 @@ async def test_what_cannot_be_asked_for_is_told(way: Link, requests: Requests, m
     with capture_logs() as logs:
         await end.resends._ask(spans((20, 24)))
     assert [(each["event"], each["error"]) for each in logs] == [("resend_not_asked", "no space left on device")]
+
+
+async def test_a_disk_that_takes_no_requests_does_not_end_the_ingress(
+    way: Link, requests: Requests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is done, and noted when that can be done, and done only once."""
+    number = requests.add(Wanted(spans=spans((20, 24))))
+    stuck, refused = True, Counter[str]()
+    next_request, note = requests.ingress.next, requests.ingress.note
+
+    def stubborn_next() -> Any:
+        if refused["next"] < 2:
+            refused["next"] += 1
+            raise StateDiskError("the disk is full", no_space=True)
+        return next_request()
+
+    def stubborn_note(*what: Any) -> None:
+        if stuck:
+            refused["note"] += 1
+            raise StateDiskError("the disk is full", no_space=True)
+        note(*what)
+
+    monkeypatch.setattr(requests.ingress, "next", stubborn_next)
+    monkeypatch.setattr(requests.ingress, "note", stubborn_note)
+    monkeypatch.setattr("gapconn.resend.LOOK_INTERVAL_S", 0.01)
+    end = resending(way, requests, forever)
+    with capture_logs() as logs, trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(end.run)
+            await until(lambda: end.resends is not None and end.resends.records == 5)
+            before = refused["note"]
+            await until(lambda: refused["note"] > before + 5)
+            assert requests.progress(number).state == "waiting"
+            stuck = False
+            await until(lambda: requests.progress(number).state == "done")
+            await until(lambda: end.resends is not None and end.resends.current is None)
+            end.stop()
+    assert [entry["event"] for entry in logs].count("resend_file_stuck") == 1
+    assert len([each for each in arrived(end) if each[0]]) == 1

@@ -17,12 +17,14 @@ from gapconn import sink_queue
 from gapconn.events_log import EventLog
 from gapconn.progress import ProgressTracker, continued
 from gapconn.protocol.envelope import Run, Span
-from gapconn.protocol.events import MessageDelivered, RecordsMissing
+from gapconn.protocol.events import MessageDelivered, MessagesLost, RecordsMissing
 from gapconn.protocol.positions import Standing
 from gapconn.protocol.progress import Progress
+from gapconn.protocol.registry import LossCause
 from gapconn.record import encode_batch
 from gapconn.sink_queue import SinkQueue
 from gapconn.sinks import Delivery
+from gapconn.store.database import StateDiskError
 from gapconn.store.spool import Appended, Spool, Spooled, Trouble
 from tests.services import STREAM, numbers, numbers_in, until
 
@@ -327,7 +329,8 @@ async def test_damage_is_told_in_its_place(tmp_path: Path) -> None:
     data[40 + 10 * entry_bytes + entry_bytes - 100] ^= 1  # in the body of one
     data[40 + 20 * entry_bytes + 3] ^= 1  # in the head of another one
     path.write_bytes(data)
-    async with opened(tmp_path) as sides:
+    missed: list[tuple[int, int]] = []
+    async with opened(tmp_path, missed=lambda *which: missed.append(which)) as sides:
         assert await sides.take(38) == [number for number in range(40) if number not in (10, 20)]
         assert {d.message: d.lost_before for d in sides.deliveries if d.lost_before != 1} == {11: 3, 21: 2}
         assert (sides.queue.unaccepted, sides.queue.spooled) == (0, 0)
@@ -336,6 +339,29 @@ async def test_damage_is_told_in_its_place(tmp_path: Path) -> None:
         told = {entry["event"]: entry for entry in sides.events.recent}
         assert told["records_refused"].items() >= {"stream": STREAM, "partition": 0, "ranges": [[10, 10]]}.items()
         assert told["spool_damaged"].items() >= {"messages": 1, "segment": path.name}.items()
+        assert missed == [(7, 10)], "a repeat of it is whole"
+        assert [(e.epoch, e.cause, list(e.messages), e.messages_unidentified) for e in sides.events.journal] == [
+            (7, "damaged", [(10, 10)], 0),
+            (7, "damaged", [], 1),
+        ]
+
+
+@pytest.mark.req("GC-RPR-1", "GC-DLV-21")
+@pytest.mark.parametrize(("damaged", "epoch"), [(0, 0), (1, 7), (2, 0), (3, 0), (4, 8)])
+async def test_the_session_of_messages_of_which_nothing_is_known(tmp_path: Path, damaged: int, epoch: int) -> None:
+    """It is that of the messages on both sides, if they agree."""
+    whole = [message(number, epoch=session) for number, session in enumerate([7, 7, 7, 8, 8, 8])]
+    with Spool(tmp_path, link="orders", link_id=7, max_bytes=64 << 20) as spool:
+        ends = spool.append([Spooled(message=each, lost_before=0, arrived_s=0.0) for each in whole]).ends
+        (path,) = spool.path.glob("*.segment")
+    starts = [40, *(end.offset for end in ends)]
+    data = bytearray(path.read_bytes())
+    data[starts[damaged] + 3] ^= 1
+    path.write_bytes(data)
+    async with opened(tmp_path) as sides:
+        assert await sides.take(5) == [number for number in range(6) if number != damaged]
+        [entry] = sides.events.journal
+        assert (entry.messages_unidentified, entry.epoch) == (1, epoch)
 
 
 @pytest.mark.req("GC-ONCE-3", "GC-DLV-20")
@@ -429,6 +455,142 @@ async def test_a_repair_that_is_damaged_in_the_spool_can_be_asked_for_again(tmp_
         assert sides.events.refused == {"damaged": 1}
         assert list(journal.missing()[STREAM, 0]) == [(100, 104)]
         assert journal.claim(STREAM, 0, 100, 104) == ((100, 104),)
+
+
+@pytest.mark.req("GC-DLV-21", "GC-RPR-6", "GC-RPR-7", "GC-DLV-40")
+async def test_when_it_is_not_known_what_was_damaged_only_what_is_nowhere_can_be_asked_for_again(
+    tmp_path: Path,
+) -> None:
+    """One repair is with the sink, one waits on disk, one late message waits in memory; two others are damaged."""
+    missed: list[tuple[int, int]] = []
+    async with opened(tmp_path, head_bytes_max=3_000, missed=lambda *which: missed.append(which)) as sides:
+        journal = sides.events.journal
+        journal.happened(MessagesLost(epoch=7, first=50, last=51, cause=LossCause.GAP), 0)
+        miss(sides.events, 100, 149)
+
+        def comes(whole: MessageDelivered) -> None:
+            ((first, last),) = whole.claimed[STREAM, 0]
+            assert journal.claim(STREAM, 0, first, last) == ((first, last),)
+            journal.comes(whole)
+            assert sides.queue.offer(whole, sides.tracker.expect(whole), 0)
+
+        def again(number: int, first: int) -> MessageDelivered:
+            runs = [Run(STREAM, 0, first - 1, first, first + 9, 10, 0, True, 0)]
+            already = {(STREAM, 0): first + 9}
+            whole = repair(number, first, 10, (first, first + 9))
+            return attrs.evolve(whole, spans=(), runs=runs, already_delivered=already, late=True)
+
+        comes(repair(1, 100, 10, (100, 109)))
+        in_flight = await sides.take(10, accepting=False)
+        assert in_flight == list(range(100, 110))
+        for number in range(2, 8):
+            assert sides.offer(number)
+        comes(repair(8, 110, 10, (110, 119)))  # is damaged
+        comes(again(50, 120))  # is damaged
+        comes(repair(9, 130, 10, (130, 139)))
+        await until(lambda: sides.queue.spooled >= 9 and not sides.queue._tail)
+        comes(again(51, 140))
+        assert sides.spool is not None
+        (path,) = sides.spool.path.glob("*.segment")
+        data = bytearray(path.read_bytes())
+        for number in (110, 120):
+            value = number.to_bytes(8, "big").ljust(16, b".")
+            data[data.rindex(b"\x97gce", 0, data.index(value)) + 3] ^= 1
+        path.write_bytes(data)
+        assert await sides.take(6) == list(range(2, 8))
+        assert await sides.take(20) == [*range(130, 140), *range(140, 150)]
+        assert [entry.messages_unidentified for entry in journal if entry.messages_unidentified] == [2]
+        assert missed == [(7, 50)]
+        assert (journal.wants(7, 50), journal.wants(7, 51)) == (True, False)
+        assert journal.claim(STREAM, 0, 100, 149) == ((110, 129),), "the rest is on its way, or there"
+        sides.deliveries[0].accept()
+        assert list(journal.missing()[STREAM, 0]) == [(110, 129)]
+
+
+@pytest.mark.req("GC-ONCE-3", "GC-DLV-21")
+async def test_what_was_damaged_in_the_spool_is_not_lost_if_the_target_has_it(tmp_path: Path) -> None:
+    with Spool(tmp_path, link="orders", link_id=7, max_bytes=64 << 20) as spool:
+        spool.append([Spooled(message=message(number), lost_before=0, arrived_s=0.0) for number in range(4)])
+        (path,) = spool.path.glob("*.segment")
+    data = bytearray(path.read_bytes())
+    for number in (1, 2):
+        data[data.index(message(number).body.tobytes()) + 500] ^= 1
+    path.write_bytes(data)
+    missed: list[tuple[int, int]] = []
+    async with opened(tmp_path, delivered=(7, 2), missed=lambda *which: missed.append(which)) as sides:
+        assert await sides.take(1) == [3]
+        assert [list(entry.messages) for entry in sides.events.journal] == [[(2, 2)]]
+        assert missed == [(7, 2)]
+        assert sides.deliveries[0].lost_before == 1
+
+
+@pytest.mark.parametrize("how", ["damaged on disk", "cannot be decoded"])
+async def test_a_late_message_that_is_lost_again_was_counted_when_it_was_lost(tmp_path: Path, how: str) -> None:
+    body = memoryview(b"\xff\xff no batch") if how == "cannot be decoded" else message(0).body
+    late = attrs.evolve(message(0), late=True, body=body)
+    with Spool(tmp_path, link="orders", link_id=7, max_bytes=64 << 20) as spool:
+        spool.append([Spooled(message=each, lost_before=n, arrived_s=0.0) for n, each in ((1, late), (0, message(2)))])
+        (path,) = spool.path.glob("*.segment")
+    if how == "damaged on disk":
+        data = bytearray(path.read_bytes())
+        data[data.index(body.tobytes()) + len(body) - 1] ^= 1
+        path.write_bytes(data)
+    async with opened(tmp_path) as sides:
+        await sides.take(1)
+        assert [(delivery.message, delivery.lost_before) for delivery in sides.deliveries] == [(2, 1)]
+
+
+class Notes:
+    """A state that takes nothing while it is told so."""
+
+    def __init__(self) -> None:
+        self.stuck = True
+        self.asked = 0
+
+    async def __call__(self) -> None:
+        self.asked += 1
+        await trio.lowlevel.checkpoint()
+        if self.stuck:
+            raise StateDiskError("no space for the journal", no_space=True)
+
+
+@pytest.mark.req("GC-DLV-41", "GC-RPR-1")
+async def test_while_losses_cannot_be_noted_nothing_goes_to_the_disk(tmp_path: Path) -> None:
+    notes = Notes()
+    async with opened(tmp_path, after_s=0.0, note_losses=notes) as sides:
+        assert sides.offer(0)
+        await until(lambda: notes.asked > 2)
+        assert "no space for the journal" in sides.events.alarms["spool_failed"]
+        assert sides.queue.spooled == 0
+        assert sides.settled == 0
+        assert await sides.take(1, accepting=False) == [0], "it goes on"
+        notes.stuck = False
+        await until(lambda: sides.queue.spooled == 1)
+        assert sides.settled == 1
+
+
+@pytest.mark.req("GC-DLV-41", "GC-ONCE-4")
+async def test_a_sink_that_needs_losses_to_be_noted_waits_until_they_are(tmp_path: Path) -> None:
+    notes = Notes()
+    async with opened(tmp_path, note_losses=notes) as sides, trio.open_nursery() as nursery:
+        nursery.start_soon(sides.queue.note_losses)
+        await until(lambda: sides.queue.waits_to_note > 2)
+        notes.stuck = False
+    assert notes.asked == sides.queue.waits_to_note + 1
+
+
+@pytest.mark.req("GC-RPR-1")
+async def test_the_cursor_is_noted_no_further_than_the_journal_was_stored(tmp_path: Path) -> None:
+    async with opened(tmp_path, after_s=0.0) as sides:
+        for number in range(3):
+            assert sides.offer(number)
+        await until(lambda: sides.queue.spooled == 3)
+        await sides.take(1)
+        cursor = sides.queue.cursor
+        await sides.take(2)
+        sides.queue.commit(cursor)
+    async with opened(tmp_path) as sides:
+        assert await sides.take(2) == [1, 2]
 
 
 @pytest.mark.req("GC-RPR-1", "GC-DLV-31")

@@ -18,6 +18,7 @@ from gapconn.admin.pages import json_response
 from gapconn.admin.security import security_metrics, security_status
 from gapconn.admin.view import Page, bodies
 from gapconn.bundle import as_json, bundle_of
+from gapconn.events_log import STATE_ALARMS
 from gapconn.protocol.registry import DropReason, LossCause, Phase
 from gapconn.protocol.states import ReceiverState
 
@@ -326,6 +327,17 @@ class EgressView:
             egress.queue.oldest_age_s,
         )
         yield from losses_metrics(egress_losses(egress, journal=False))
+        yield from self._disk_metrics()
+        yield counters(
+            "gapconn_sink_events_total",
+            "What the sink counted, by event.",
+            "event",
+            egress.context.counters,
+        )
+
+    def _disk_metrics(self) -> Iterable[Metric]:
+        """The spool and the state."""
+        egress = self._egress
         spool = egress.queue.spool
         yield gauge("gapconn_spool_bytes", "What the spool takes on disk.", egress.queue.disk_bytes)
         yield gauge("gapconn_spool_max_bytes", "What it may take; 0 without a spool.", spool.max_bytes if spool else 0)
@@ -335,11 +347,10 @@ class EgressView:
             "1 while the spool takes nothing: it is full, or its disk.",
             bool(egress.queue.trouble),
         )
-        yield counters(
-            "gapconn_sink_events_total",
-            "What the sink counted, by event.",
-            "event",
-            egress.context.counters,
+        yield gauge(
+            "gapconn_state_stuck",
+            "1 while the state directory takes nothing: what is delivered and missing is only in memory.",
+            any(alarm in egress.events.alarms for alarm in STATE_ALARMS),
         )
 
     def _late_metrics(self) -> Iterable[Metric]:

@@ -33,7 +33,7 @@ from gapconn.protocol.sequence import SequenceWindow
 from gapconn.protocol.states import ReceiverState
 from gapconn.protocol.strangers import Strangers
 from gapconn.protocol.wire import Announcement, Burst, Header, Layout
-from gapconn.ranges import Range
+from gapconn.ranges import Range, RangeSet
 
 
 @attrs.frozen(kw_only=True)
@@ -248,9 +248,12 @@ class LinkReceiver:
         return self._reassembler.lost.count
 
     def miss(self, epoch: int, number: int) -> None:
-        """This message was delivered, and the owner could not keep it: take it again when it is repeated."""
+        """This message was delivered, and its owner could not keep it: take it when it is repeated (GC-DLV-40)."""
         if epoch == self._accounts.epoch:
             self._reassembler.miss(number)
+        elif not self._joined and self._resume is not None and epoch == self._resume.epoch:
+            lost = tuple(RangeSet([*self._resume.lost, (number, number)]))
+            self._resume = attrs.evolve(self._resume, lost=lost)
 
     @property
     def next_message(self) -> int:

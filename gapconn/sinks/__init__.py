@@ -78,7 +78,7 @@ class Inlet(Protocol):
         """Report that the target has these after all, which were reported as lost."""
 
     async def note_losses(self) -> None:
-        """Store in the gap journal what is missing, and what is missing no more.
+        """Store in the gap journal what is missing, and what is missing no more; waits as long as that cannot be done.
 
         A sink that stores what its target has `Reached` awaits this before (GC-RPR-1); no other sink need.
         """

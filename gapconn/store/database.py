@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -26,11 +27,27 @@ LOCK_TRIES: Final = 5
 LOCK_PAUSE_S: Final = 0.02
 
 _DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR})
+_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
 
-class StateHeldError(LinkError):
+class StateStuckError(LinkError):
+    """The state cannot be used now. Nothing of it is damaged, and trying again may help."""
+
+    no_space = False
+    """Whether that is for want of space."""
+
+
+class StateHeldError(StateStuckError):
     """Another process holds the state."""
+
+
+class StateDiskError(StateStuckError):
+    """The disk does not do what it should."""
+
+    def __init__(self, message: str, *, no_space: bool) -> None:
+        super().__init__(message)
+        self.no_space = no_space
 
 
 class StateFile:
@@ -221,14 +238,15 @@ class StateFile:
                 raise StateHeldError(
                     f"{self.path}: another process has the stored state open: stop it, then start again"
                 ) from error
-            raise self._unusable(doing, error) from error
+            raise self._unusable(doing, error, no_space=code == sqlite3.SQLITE_FULL) from error
         except OSError as error:
-            raise self._unusable(doing, error) from error
+            raise self._unusable(doing, error, no_space=error.errno in _NO_SPACE) from error
 
-    def _unusable(self, doing: str, error: Exception) -> LinkError:
-        return LinkError(
+    def _unusable(self, doing: str, error: Exception, *, no_space: bool) -> LinkError:
+        return StateDiskError(
             f"{self.path}: the stored state cannot be {doing}: {error}. The state directory must be on a disk with free"
-            " space, and it and its files must be writable by the user that runs gapconn"
+            " space, and it and its files must be writable by the user that runs gapconn",
+            no_space=no_space,
         )
 
 

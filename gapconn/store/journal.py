@@ -38,6 +38,10 @@ class Changes:
     fulfilled: list[int]
     """Wishes that are done with this."""
 
+    def give_back(self, journal: Journal) -> None:
+        """They could not be stored: they are among the next ones."""
+        journal.give_back((number for number, _ in self.entries), self.removed)
+
     @classmethod
     def of(cls, journal: Journal, fulfilled: Iterable[int] = ()) -> Changes | None:
         """What changed since the last call; None if nothing did."""
@@ -112,6 +116,7 @@ def facts(entry: Entry) -> dict[str, Any]:
         "reason": entry.reason,
         "records": entry.records,
         "messages": [list(each) for each in entry.messages],
+        "messages_unidentified": entry.messages_unidentified,
         "late": [list(each) for each in entry.late],
         "messages_gone": [list(each) for each in entry.messages_gone],
         "missing": _places(entry.missing),
@@ -134,6 +139,7 @@ def entry_of(given: Mapping[str, Any]) -> Entry:
         last_at_ms=int(given["last_at_ms"]),
         records=int(given["records"]),
         messages=_ranges(given["messages"]),
+        messages_unidentified=int(given.get("messages_unidentified", 0)),
         late=_ranges(given.get("late", ())),  # older versions do not know it
         messages_gone=_ranges(given.get("messages_gone", ())),
         missing=_by_place(given["missing"]),

@@ -73,6 +73,7 @@ class Trouble(enum.Enum):
     FULL = "it has the size of spool.max_bytes"
     NO_SPACE = "no space is left on its file system (spool.keep_free_bytes stay free)"
     FAILED = "its disk fails"
+    UNNOTED = "what was lost before it cannot be stored"
 
 
 @attrs.frozen(kw_only=True)
@@ -144,6 +145,8 @@ class SegmentLog(Generic[D]):
         self.keep_free_bytes = keep_free_bytes
         self.cut_bytes = 0
         """What was found at the end when it was opened, and was no whole entry."""
+        self.cut: list[D] = []
+        """Descriptions of entries in that: only their bodies are damaged, or were never written."""
         self.end = Place(1, 0, 0)
         """Behind the last entry that was written (and is on disk, if the log is durable)."""
         self.segment_bytes = max(min(SEGMENT_BYTES, max_bytes // SEGMENTS_AT_LEAST), 64 << 10)
@@ -201,8 +204,10 @@ class SegmentLog(Generic[D]):
         size = self.sizes[last]
         end = cursor if cursor.segment == last else self._start(last)
         for entry, place in self.entries(last, end.offset, size):
+            self.cut.append(entry.description)
             if entry.intact:  # a damaged one is in the middle if there is an intact one behind it
                 end = Place(last, place.offset + entry.size, place.serial + 1)
+                self.cut.clear()
         end = Place(last, max(end.offset, min(size, _SEGMENT_HEAD.size)), max(end.serial, cursor.serial))
         if end.offset < size:
             self.cut_bytes = size - end.offset

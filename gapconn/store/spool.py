@@ -161,6 +161,11 @@ class Spool:
         """What was found at the end when it was opened, and was no whole entry."""
         return self._log.cut_bytes
 
+    @property
+    def cut(self) -> list[MessageDelivered]:
+        """The messages in that, as far as their descriptions are intact, without their bodies."""
+        return [_spooled(about, memoryview(b"")).message for about in self._log.cut]
+
     def _refuse_foreign(self, path: Path, *, version: int, link_id: int) -> None:
         if version != _VERSION:
             raise LinkError(
@@ -215,10 +220,13 @@ class Spool:
 
     def described_mending(self) -> Iterator[MessageDelivered]:
         """The messages that the sink has not accepted and that bring what was lost, without their bodies."""
-        for number in [number for number in self._log.sizes if number >= self.cursor.segment]:
-            for entry, place in self._log.entries(number, 0, self._log.sizes[number]):
+        cursor = self.cursor
+        with self._log.changing:
+            sizes = {number: size for number, size in self._log.sizes.items() if number >= cursor.segment}
+        for number, size in sizes.items():
+            for entry, place in self._log.entries(number, 0, size):
                 about = entry.description
-                if (about.late or about.claimed) and place.serial >= self.cursor.serial:
+                if (about.late or about.claimed) and place.serial >= cursor.serial:
                     yield _spooled(about, memoryview(b"")).message
 
     # -- forgetting ------------------------------------------------------------------------------------------

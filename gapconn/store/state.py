@@ -256,7 +256,9 @@ class EgressState:
             gaps: What changed in the journal; None if nothing did.
 
         Raises:
-            LinkError: the state cannot be written. What was given is not stored: give it again with the next call.
+            StateStuckError: the state cannot be written now. What was given is not stored: give it again with the
+                next call.
+            LinkError: the state is damaged.
         """
         if gaps is not None:
             self._gaps.save(gaps)
@@ -286,7 +288,7 @@ class EgressState:
                     for (stream, partition), standing in progress.positions.items()
                 ),
             )
-            self._save_ahead(db, progress)
+            ahead = self._save_ahead(db, progress)
             # Counting is a walk over the table, so it waits until there may be too many.
             at_most = self._positions_at_most + len(progress.positions)
             if at_most > POSITIONS_MAX:
@@ -296,10 +298,10 @@ class EgressState:
                     (POSITIONS_MAX,),
                 )
                 (at_most,) = db.execute("SELECT count(*) FROM position").fetchone()
-        self._positions_at_most = at_most
+        self._positions_at_most, self._ahead = at_most, ahead
 
-    def _save_ahead(self, db: sqlite3.Connection, progress: Progress) -> None:
-        """Add what was delivered ahead since the last call; take out what has had its turn."""
+    def _save_ahead(self, db: sqlite3.Connection, progress: Progress) -> set[tuple[str, str]]:
+        """Add what was delivered ahead since the last call; take out what has had its turn. What is there then."""
         kept = {
             (epoch, number)
             for epoch, number in self._ahead
@@ -311,7 +313,7 @@ class EgressState:
             for a in progress.ahead
         ]
         db.executemany("INSERT OR REPLACE INTO ahead VALUES (?, ?, ?, ?, ?)", rows)
-        self._ahead = kept | {(row[0], row[1]) for row in rows}
+        return kept | {(row[0], row[1]) for row in rows}
 
     def close(self) -> None:
         """Write everything into the files; let go of them and of the lock. May be called again."""

@@ -72,9 +72,9 @@ async def test_the_disk_of_the_spool_is_full(ends: Ends, kafka: Cluster, deliver
 
 
 @pytest.mark.long
-@pytest.mark.req("GC-DLV-18", "GC-DLV-19", "GC-RPR-1")
+@pytest.mark.req("GC-DLV-41", "GC-RPR-1")
 async def test_the_disk_of_the_state_is_full(ends: Ends, kafka: Cluster, delivery: str) -> None:
-    """Not a byte is left for the state of either end, under load; then there is room again."""
+    """Not a byte is left for the state of either end, under load, and both go on; then there is room again."""
     pair = await KafkaPair.make(ends, kafka, kafka, delivery)
     with small_disk(ends.directory / "disk", "16m") as disk:
         pair.configure(state_directory=str(disk), spool='keep_free_bytes = "1 MiB"')
@@ -83,14 +83,37 @@ async def test_the_disk_of_the_state_is_full(ends: Ends, kafka: Cluster, deliver
             await pair.flows()
             filler = await trio.to_thread.run_sync(fill, disk)
             pair.count("disk of the state full")
-            assert await pair.egress.ended() == 1, "it does not go on without its state"
-            [failure] = pair.egress.logged("stopped_by_failure")
-            assert str(disk / f"{pair.name}.egress.sqlite") in failure["reason"]
-            assert "free space" in failure["reason"]
-            pair.start("egress")
-            assert await pair.egress.ended() == 1, "nor does it begin"
+            told = await pair.egress.wait_logged("state_disk_full")
+            assert f"{disk / pair.name}." in told["why"]
+            assert "free space" in told["why"]
+            await pair.egress.until_healthy(False)
+            await pair.sends_on()
+            filler.unlink()
+            await pair.egress.wait_logged("state_restored")
+            await pair.egress.until_healthy(True)
+            await pair.sends_on()
+        account = await pair.close("disk of the state full")
+    assert account.once == account.produced, account
+
+
+@pytest.mark.long
+@pytest.mark.req("GC-DLV-18", "GC-DLV-19", "GC-DLV-41", "GC-RPR-1")
+async def test_an_egress_is_killed_while_the_disk_of_its_state_is_full(
+    ends: Ends, kafka: Cluster, delivery: str
+) -> None:
+    """The next one goes on behind what was stored, and reports or delivers again what was not."""
+    pair = await KafkaPair.make(ends, kafka, kafka, delivery)
+    with small_disk(ends.directory / "disk", "16m") as disk:
+        pair.configure(state_directory=str(disk), spool='keep_free_bytes = "1 MiB"')
+        await pair.begin()
+        async with pair.loaded():
+            await pair.flows()
+            filler = await trio.to_thread.run_sync(fill, disk)
+            await pair.egress.wait_logged("state_disk_full")
+            await pair.kill("egress")
+            pair.count("killed with the disk of the state full")
             filler.unlink()
             pair.start("egress")
             await pair.sends_on()
         # Of an egress that could not store a single position, nobody can ask where a loss was.
-        await pair.close("disk of the state full", places=False)
+        await pair.close("killed with the disk of the state full", places=False)

@@ -24,6 +24,7 @@ from gapconn.protocol.envelope import Run
 from gapconn.protocol.positions import Standing
 from gapconn.protocol.progress import Progress
 from gapconn.protocol.reassembler import Ahead
+from gapconn.store.database import StateDiskError
 from gapconn.store.state import POSITIONS_MAX, U64_MAX, EgressState, IngressState
 
 Opener = Callable[[Path, str, int], Any]
@@ -145,7 +146,7 @@ def test_a_full_disk_is_reported_and_the_next_save_works(tmp_path: Path) -> None
         state.save(progress(1, 10, 10, {("s", 0): at(10)}))
         resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, before[1]))
         try:
-            with pytest.raises(LinkError, match=r"cannot be saved.*a disk with free space"):
+            with pytest.raises(StateDiskError, match=r"cannot be saved.*a disk with free space"):
                 state.save(progress(1, 20, 20, {("x" * 100, n): at(20) for n in range(10_000)}))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -473,3 +474,14 @@ def test_what_was_delivered_ahead_is_kept_until_it_has_had_its_turn(tmp_path: Pa
         state.save(progress(6, 0, 0, {}))
     with EgressState.open(tmp_path, "orders", 7) as state:
         assert state.load() == progress(6, 0, 0, {})
+
+
+def test_a_save_that_fails_leaves_what_was_delivered_ahead_to_be_taken_out_by_the_next(tmp_path: Path) -> None:
+    ahead = tuple(Ahead(number=n, first_record=n, record_count=1, runs=()) for n in (12, 13))
+    with EgressState.open(tmp_path, "orders", 7) as state:
+        state.save(attrs.evolve(progress(1, 10, 10, {}), ahead=ahead))
+        with pytest.raises(UnicodeEncodeError):
+            state.save(progress(1, 20, 20, {("\udc80", 0): at(1)}))
+        state.save(progress(1, 20, 20, {}))
+        assert state._file._db is not None
+        assert state._file._db.execute("SELECT count(*) FROM ahead").fetchone() == (0,)
