@@ -11,6 +11,7 @@ from prometheus_client.metrics_core import Metric
 
 from gapconn.admin.metrics import counters, gauge, gauges
 from gapconn.link.host import HostWatch, interface_packets
+from gapconn.resend import cannot_resend
 from gapconn.why.counts import EgressCounts, Host, IngressCounts, Other, as_json, journal_totals
 from gapconn.why.findings import findings
 from gapconn.why.ledger import ledger
@@ -62,6 +63,7 @@ def egress_losses(egress: Egress, *, journal: bool = True) -> EgressCounts:
         sink_type=egress.sink_type,
         sink_stalled_s=round(egress.sink_stalled_s, 3),
         sink_losses=dict(events.sink_losses),
+        sink_events=dict(egress.context.counters),
         journal=journal_totals(egress.journal) if journal else {},
     )
 
@@ -78,6 +80,7 @@ def ingress_losses(ingress: Ingress) -> IngressCounts:
         host=_host(ingress.host),
         source_type=ingress.source_type,
         source_events=dict(ingress.context.counters),
+        cannot_resend=cannot_resend(ingress.source_type, buffered=ingress.repeats is not None) or "",
     )
 
 

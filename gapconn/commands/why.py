@@ -36,7 +36,7 @@ def why(file: Path, egress_at: Address | None, ingress_at: Address | None, as_js
     FILE is the pair's configuration. The running ends are asked: the one whose admin address is in FILE (or in
     GAPCONN_ADMIN_LISTEN), and those that are named. One of them is enough; what cannot be seen then is said.
 
-    Exit code 1 when neither end answers.
+    Exit code 1 when neither end answers, or one that was named does not.
 
     \b
     Example:
@@ -50,11 +50,25 @@ def why(file: Path, egress_at: Address | None, ingress_at: Address | None, as_js
         pair = load_pair(file, os.environ, link_only=True)
     if pair.admin is None and egress_at is None and ingress_at is None:
         raise click.UsageError(f"{file} has no section [admin]: name the ends by --egress and --ingress")
-    answer = command.ask(pair, egress_at=egress_at, ingress_at=ingress_at)
+    answer = command.ask(pair, egress_at=egress_at, ingress_at=ingress_at, cannot_resend=_cannot_resend(file))
     if as_json:
         click.echo(command.as_json(answer))
     else:
         for line in command.as_lines(answer, file):
             click.echo(line)
-    if answer.egress is None and answer.ingress is None:
+    if answer.in_vain or (answer.egress is None and answer.ingress is None):
         sys.exit(EXIT_FAILURE)
+
+
+def _cannot_resend(file: Path) -> str | None:
+    """What FILE says of that; None where it has no source that this host can read, as at an egress it need not."""
+    from gapconn.config import Role
+    from gapconn.errors import ConfigError
+    from gapconn.pair_file import load_pair
+    from gapconn.resend import cannot_resend
+
+    try:
+        pair = load_pair(file, os.environ, role=Role.INGRESS)
+    except ConfigError:
+        return None
+    return cannot_resend(pair.source.type if pair.source else "", buffered=pair.repeat_buffer is not None) or ""

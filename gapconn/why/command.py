@@ -43,6 +43,10 @@ class Answer:
     ingress: IngressCounts | None = None
     unseen: list[str] = attrs.field(factory=list)
     """What could not be seen, and why: a sentence each."""
+    in_vain: list[str] = attrs.field(factory=list)
+    """Which ends were named by the caller, each with its address, and could not be asked."""
+    cannot_resend: str | None = None
+    """As `gapconn.why.findings.findings` has it."""
     journal: dict[str, JournalTotal] | None = None
     """By cause; None where it could not be read."""
 
@@ -54,19 +58,18 @@ class Answer:
     @property
     def findings(self) -> list[Finding]:
         """The worst first."""
-        return findings(self.egress, self.ingress)
+        return findings(self.egress, self.ingress, cannot_resend=self.cannot_resend)
 
     @property
     def verdict(self) -> str:
         """The worst in one sentence."""
         if self.egress is None and self.ingress is None:
             return "neither end answers: it cannot be said whether anything is lost"
-        for found in self.findings:
-            if found.level != "note":
-                return found.what
-        if self.egress is None:
-            return "the ingress lost nothing; what became of the data behind it, it cannot know"
-        return "nothing is missing"
+        worst = next((found.what for found in self.findings if found.level != "note"), None)
+        if worst is None and self.egress is None:
+            worst = "the ingress lost nothing; what became of the data behind it, it cannot know"
+        unasked = "".join(f"the {end} could not be asked; " for end in self.in_vain)
+        return unasked + (worst or ("who was asked knows of no loss" if unasked else "nothing is missing"))
 
 
 def status_of(address: Address) -> dict[str, Any]:
@@ -92,10 +95,17 @@ def status_of(address: Address) -> dict[str, Any]:
     return status
 
 
-def ask(pair: Pair, *, egress_at: Address | None = None, ingress_at: Address | None = None) -> Answer:
+def ask(
+    pair: Pair,
+    *,
+    egress_at: Address | None = None,
+    ingress_at: Address | None = None,
+    cannot_resend: str | None = None,
+) -> Answer:
     """Ask the ends of a pair. The admin address of the file is asked too: which end it is, shows in its answer."""
     seen: dict[str, tuple[Address, EgressCounts | IngressCounts]] = {}
     unseen: list[str] = []
+    in_vain: list[str] = []
     wanted: list[tuple[Address, str | None]] = []
     wanted += [(egress_at, "egress")] if egress_at is not None else []
     wanted += [(ingress_at, "ingress")] if ingress_at is not None else []
@@ -110,6 +120,7 @@ def ask(pair: Pair, *, egress_at: Address | None = None, ingress_at: Address | N
             if role is not None or found not in seen:
                 seen[found] = (address, counts)
         except LinkError as error:
+            in_vain += [f"{role} at {address}"] if role is not None else []
             # That the other end is not where this one would be, says nothing.
             if role is not None or len(wanted) == 1:
                 unseen.append(str(error))
@@ -129,6 +140,8 @@ def ask(pair: Pair, *, egress_at: Address | None = None, ingress_at: Address | N
         ingress_at=ingress[0] if ingress else None,
         ingress=ingress[1] if ingress and isinstance(ingress[1], IngressCounts) else None,
         unseen=unseen,
+        in_vain=in_vain,
+        cannot_resend=cannot_resend,
         journal=journal,
     )
 

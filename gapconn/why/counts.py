@@ -94,6 +94,9 @@ class EgressCounts:
     sink_type: str = ""
     sink_stalled_s: float = 0.0
     sink_losses: dict[str, int] = attrs.field(factory=dict)
+    """What the sink reported as lost, by reason: it is in the gap journal."""
+    sink_events: dict[str, int] = attrs.field(factory=dict)
+    """What the sink counted."""
     journal: dict[str, JournalTotal] = attrs.field(factory=dict)
     """By cause."""
 
@@ -113,6 +116,9 @@ class IngressCounts:
     host: Host = attrs.field(factory=Host)
     source_type: str = ""
     source_events: dict[str, int] = attrs.field(factory=dict)
+    cannot_resend: str | None = None
+    """Why `gapconn resend` can send nothing of this source, and what to do instead; empty if it can, None if the
+    ingress does not say."""
 
 
 def journal_totals(entries: Iterable[Entry]) -> dict[str, JournalTotal]:

@@ -47,7 +47,7 @@ _UNREADABLE: Final = (
 _CAUSES: Final[Mapping[str, tuple[str, str]]] = {
     "gap": (
         "more of their datagrams were missing than repair symbols could replace",
-        "see to the missing datagrams first; raise link.fec.repair, and send the records again: gapconn gaps list FILE",
+        "see to the missing datagrams first; raise link.fec.repair; gapconn gaps list FILE has what is known of them",
     ),
     "damaged": (
         "whole, but their check does not fit or they cannot be inflated",
@@ -67,8 +67,7 @@ _CAUSES: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "while_away": (
         "sent while the egress was not running, or delivered just before it was killed",
-        "compare at the target; gapconn gaps list FILE has what is known of them, gapconn resend sends again what the"
-        " source or the repeat buffer still has",
+        "compare at the target; gapconn gaps list FILE has what is known of them",
     ),
     "refused": (
         "whole, and refused: the sink was too slow or away, and neither memory nor spool had room",
@@ -105,9 +104,55 @@ _SOURCE_LOSSES: Final[Mapping[tuple[str, str], tuple[str, str, str]]] = {
 }
 """What a source counts as lost before it was sent, by its type and event."""
 
+_WRONG_SINK: Final = "the source does not go with this sink: gapconn check"
+_NO_TOMBSTONES: Final = "nothing, if the target needs no deletions; otherwise a sink that carries them: kafka"
 
-def findings(egress: EgressCounts | None, ingress: IngressCounts | None) -> list[Finding]:
-    """What the two ends, or the one that answers, have to tell: alarms first, then losses, then notes."""
+_SINK_LOSSES: Final[Mapping[tuple[str, str], tuple[str, str, str]]] = {
+    ("udp", "refused"): (
+        "datagrams",
+        "at the least were refused by the target, where nobody listens; they are not in the gap journal",
+        "start the receiver at sink.send_to. Kafka can be read again: gapconn resend FILE --topic TOPIC --from TIME"
+        " --to TIME --again at the source; anything else has to be sent once more by whoever sent it",
+    ),
+    ("udp", "null_values"): (
+        "records",
+        "have no value (tombstones), which a datagram cannot say: they were left out",
+        _NO_TOMBSTONES,
+    ),
+    ("udp", "chunks_refused"): ("pieces", "of byte streams were thrown away: a udp sink takes records", _WRONG_SINK),
+    ("tcp", "records_refused"): ("records", "were thrown away: a tcp sink takes byte streams", _WRONG_SINK),
+    ("tcp", "chunks_malformed"): (
+        "pieces",
+        "of byte streams were thrown away: no ingress of this version sends such",
+        "the same version at both ends? Otherwise report it",
+    ),
+    ("tcp", "aborted_before_connect"): (
+        "connections",
+        "were given up by their clients before the target could be reached, which knows nothing of them",
+        "is the target there, and does it listen at sink.connect?",
+    ),
+    ("files", "records_refused"): ("records", "were thrown away: a files sink takes files", _WRONG_SINK),
+    ("stdout", "null_values"): (
+        "records",
+        "have no value (tombstones), which a line cannot say: they were left out",
+        _NO_TOMBSTONES,
+    ),
+}
+"""What did not reach the target and is in no gap journal, by the type and event of the sink."""
+
+
+def findings(
+    egress: EgressCounts | None, ingress: IngressCounts | None, *, cannot_resend: str | None = None
+) -> list[Finding]:
+    """What the two ends, or the one that answers, have to tell: alarms first, then losses, then notes.
+
+    Args:
+        egress: What it counted.
+        ingress: What it counted.
+        cannot_resend: As `IngressCounts` has it, where no ingress says it.
+    """
+    if ingress is not None and ingress.cannot_resend is not None:
+        cannot_resend = ingress.cannot_resend
     found: list[Finding] = []
     if egress is not None:
         book = ledger(egress, ingress)
@@ -117,6 +162,7 @@ def findings(egress: EgressCounts | None, ingress: IngressCounts | None) -> list
         found += _missing_elsewhere(egress, ingress, book)
         found += _messages(egress)
         found += _behind(egress)
+        found += _journal(egress, cannot_resend)
     if ingress is not None:
         found += _ingress(ingress)
     # Missing datagrams are why messages are missing: they come first.
@@ -125,6 +171,16 @@ def findings(egress: EgressCounts | None, ingress: IngressCounts | None) -> list
 
 def _counted(mapping: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in mapping.items() if count)
+
+
+def _told(
+    losses: Mapping[tuple[str, str], tuple[str, str, str]], kind: str, events: Mapping[str, int], *, place: str
+) -> Iterator[Finding]:
+    """What a source or sink of this type has counted as lost."""
+    for event, count in events.items():
+        if count and (kind, event) in losses:
+            unit, what, do = losses[kind, event]
+            yield Finding(place=place, level="loss", count=count, unit=unit, what=f"{count:,} {unit} {what}", do=do)
 
 
 # -- now ---------------------------------------------------------------------------------------------------------
@@ -388,7 +444,7 @@ def _messages(egress: EgressCounts) -> Iterator[Finding]:
 
 
 def _behind(egress: EgressCounts) -> Iterator[Finding]:
-    """Behind the reassembler: sink and journal."""
+    """Behind the reassembler."""
     for reason, count in egress.sink_losses.items():
         yield Finding(
             place="sink",
@@ -398,6 +454,7 @@ def _behind(egress: EgressCounts) -> Iterator[Finding]:
             what=f"the {egress.sink_type} sink could not deliver, {count:,} times: {reason}",
             do="the log has sink_lost with the places, docs/operations.md the meaning",
         )
+    yield from _told(_SINK_LOSSES, egress.sink_type, egress.sink_events, place="sink")
     if egress.sink_stalled_s > 10:
         yield Finding(
             place="sink",
@@ -405,17 +462,6 @@ def _behind(egress: EgressCounts) -> Iterator[Finding]:
             what=f"the {egress.sink_type} sink has accepted nothing for {egress.sink_stalled_s:.0f} s, and messages"
             " wait",
             do="is the target there, and does it take data?",
-        )
-    entries = sum(total.open_entries for total in egress.journal.values())
-    if entries:
-        missing = sum(total.positions_missing for total in egress.journal.values())
-        yield Finding(
-            place="journal",
-            level="note",
-            count=entries,
-            unit="entries",
-            what=f"open in the gap journal: entries {entries:,}, missing positions {missing:,}",
-            do="gapconn gaps list FILE at the egress, and gapconn resend FILE --gaps LIST at the source",
         )
     if egress.records_filtered:
         yield Finding(
@@ -428,15 +474,29 @@ def _behind(egress: EgressCounts) -> Iterator[Finding]:
         )
 
 
+def _journal(egress: EgressCounts, cannot_resend: str | None) -> Iterator[Finding]:
+    entries = sum(total.open_entries for total in egress.journal.values())
+    if not entries:
+        return
+    missing = sum(total.positions_missing for total in egress.journal.values())
+    resend = "gapconn gaps export FILE at the egress, and gapconn resend FILE --gaps LIST at the source"
+    if cannot_resend is None:
+        resend += ", if that can be read a second time or has a [repeat_buffer]"
+    yield Finding(
+        place="journal",
+        level="note",
+        count=entries,
+        unit="entries",
+        what=f"open in the gap journal: entries {entries:,}, missing positions {missing:,}",
+        do=cannot_resend or resend,
+    )
+
+
 # -- the ingress -------------------------------------------------------------------------------------------------
 
 
 def _ingress(ingress: IngressCounts) -> Iterator[Finding]:
-    for event, count in ingress.source_events.items():
-        known = _SOURCE_LOSSES.get((ingress.source_type, event))
-        if known is not None and count:
-            unit, what, do = known
-            yield Finding(place="source", level="loss", count=count, unit=unit, what=f"{count:,} {unit} {what}", do=do)
+    yield from _told(_SOURCE_LOSSES, ingress.source_type, ingress.source_events, place="source")
     stalls = sum(ingress.refusals.values())
     if stalls:
         yield Finding(

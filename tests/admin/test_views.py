@@ -146,6 +146,7 @@ def agree_egress(view: EgressView) -> None:
     assert by(found, "gapconn_messages_lost_total", "cause") == lost
     assert by(found, "gapconn_sink_losses_total", "reason") == missed["sink_losses"]
     assert by(found, "gapconn_sink_events_total", "event") == status["sink"]["events"]
+    assert status["losses"]["sink_events"] == status["sink"]["events"]
     reasons = {s.labels["reason"] for s in found["gapconn_datagrams_dropped"].samples}
     assert reasons == {reason.name.lower() for reason in DropReason}, (
         "also those that are 0, so that they can be watched"

@@ -130,6 +130,20 @@ async def test_a_gap_that_drops_and_damages(ends: Ends) -> None:
     assert status["heard_from"] in damaged["what"], "they came from where the others came from"
 
 
+async def test_a_target_of_datagrams_where_nobody_listens(ends: Ends) -> None:
+    nobody = ends.free_address()
+    ends.configure(GENERATE, f'type = "udp"\nsend_to = "{nobody}"', **LINK)
+    ends.remember_a_session()
+    egress = await ends.egress()
+    ingress = await ends.ingress()
+    before = await egress.until_status(lambda s: s["sink"]["events"].get("refused", 0) > 5, "the target refuses")
+    facts = await why(ends, egress, ingress)
+    (found,) = [each for each in facts["findings"] if each["place"] == "sink"]
+    assert (found["level"], found["unit"]) == ("loss", "datagrams")
+    assert found["count"] >= before["sink"]["events"]["refused"]
+    assert "nobody listens" in found["what"]
+
+
 def udp_ports(end: End) -> set[int]:
     """The ports of the UDP sockets that a process has."""
     descriptors = Path(f"/proc/{end.process.pid}/fd")

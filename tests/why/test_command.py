@@ -19,7 +19,7 @@ from gapconn.protocol.events import RecordsMissing
 from gapconn.store.journal import Changes
 from gapconn.store.state import EgressState
 from gapconn.units import Address
-from gapconn.why.counts import EgressCounts, IngressCounts, as_json
+from gapconn.why.counts import EgressCounts, IngressCounts, JournalTotal, as_json
 from tests.processes.ends import free_host, free_port
 
 LINK = Link(name="orders", address=Address("192.0.2.20", 7400))
@@ -129,6 +129,57 @@ def test_somebody_else_answers(body: Any, words: str) -> None:
         result = why("--egress", address)
     assert result.exit_code == 1
     assert words in result.stdout
+
+
+@pytest.mark.usefixtures("file")
+@pytest.mark.parametrize(("named", "silent"), [("--egress", "--ingress"), ("--ingress", "--egress")])
+def test_an_end_that_was_named_does_not_answer(named: str, silent: str) -> None:
+    """What the other one says is not enough: somebody relies on both."""
+    host = free_host()
+    nobody = f"{host}:{free_port(host)}"
+    with answering(egress() if named == "--egress" else ingress()) as address:
+        result = why(named, address, silent, nobody)
+    assert result.exit_code == 1
+    assert result.stdout.startswith(f"verdict: the {silent[2:]} at {nobody} could not be asked; ")
+    assert "nothing is missing" not in result.stdout
+    assert "does not answer: " in result.stdout
+
+
+@pytest.mark.usefixtures("file")
+def test_an_end_that_was_not_named_need_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The admin address of the file may be that of the other end's host."""
+    host = free_host()
+    monkeypatch.setenv("GAPCONN_ADMIN_LISTEN", f"{host}:{free_port(host)}")
+    with answering(egress()) as address:
+        result = why("--egress", address)
+    assert (result.exit_code, result.stdout.splitlines()[0]) == (0, "verdict: nothing is missing")
+
+
+SECTIONS = {
+    "once": '[source]\ntype = "udp"\nlisten = "127.0.0.1:5000"\n',
+    "kept": '[source]\ntype = "udp"\nlisten = "127.0.0.1:5000"\n[repeat_buffer]\nmax_bytes = "1 GiB"\n',
+    "unreadable": '[source]\ntype = "kafka"\ntopics = ["${NOT_SET_HERE}"]\n',
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("once", "the source 'udp' cannot be read a second time, and there is no [repeat_buffer]"),
+        (
+            "kept",
+            "do: gapconn gaps export pair.toml at the egress, and gapconn resend pair.toml --gaps LIST at the source\n",
+        ),
+        ("unreadable", "at the source, if that can be read a second time or has a [repeat_buffer]\n"),
+    ],
+)
+def test_what_to_do_with_the_journal_where_only_the_egress_is_asked(file: Path, source: str, words: str) -> None:
+    file.write_text(file.read_text() + SECTIONS[source])
+    total = JournalTotal(entries=1, open_entries=1, messages=3)
+    with answering(egress(journal={"gap": total})) as address:
+        result = why("--egress", address)
+    assert words in result.stdout
+    assert ("gapconn resend" in result.stdout) is (source != "once")
 
 
 @pytest.mark.usefixtures("file")

@@ -17,18 +17,20 @@ from gapconn.why.counts import (
     as_json,
     from_status,
 )
-from gapconn.why.findings import PAGE, findings
+from gapconn.why.findings import _SINK_LOSSES, PAGE, findings
 
 ROOT = Path(__file__).parent.parent.parent
 KIB, MIB = 1024, 1024 * 1024
 RIVAL = Other(reason="conflict", identity=9, came_from="192.0.2.11:4000", datagrams=12, last_heard_s=0.2)
 FOREIGN = Other(reason="foreign_link", identity=77, came_from="192.0.2.12:4000", datagrams=5, last_heard_s=0.2)
 SMALL = {"buffer_bytes": 208 * KIB, "buffer_wanted_bytes": 32 * MIB}
+OPEN = JournalTotal(entries=1, open_entries=1, messages=4)
 ETH0 = {"eth0": {"rx_missed_errors": 9, "rx_crc_errors": 0}}
 
 
 def egress(**counts: Any) -> EgressCounts:
-    return EgressCounts(link_id=1, epoch=5, listens_on="192.0.2.20:7400", sink_type="kafka", **counts)
+    given = {"link_id": 1, "epoch": 5, "listens_on": "192.0.2.20:7400", "sink_type": "kafka", **counts}
+    return EgressCounts(**given)
 
 
 def ingress(**counts: Any) -> IngressCounts:
@@ -211,13 +213,36 @@ CASES: dict[str, tuple[EgressCounts | None, IngressCounts | None, list[tuple[str
             ("sink", "loss", 2, ["2 times: record_rejected"]),
         ],
     ),
+    "the target of datagrams refused them": (
+        egress(sink_type="udp", sink_events={"refused": 12, "null_values": 2, "send_failed": 5}),
+        None,
+        [
+            ("sink", "loss", 12, ["12 datagrams at the least were refused by the target", "start the receiver"]),
+            ("sink", "loss", 2, ["2 records have no value (tombstones)", "kafka"]),
+        ],
+    ),
+    "the sink takes something else": (
+        egress(sink_type="tcp", sink_events={"records_refused": 3, "null_values": 2}),
+        None,
+        [("sink", "loss", 3, ["a tcp sink takes byte streams", "gapconn check"])],
+    ),
     "the journal is not empty": (
         egress(journal={"gap": JournalTotal(entries=3, open_entries=2, positions_missing=70)}, records_filtered=6),
         None,
         [
             ("source", "note", 6, ["left out by the ingress on purpose"]),
-            ("journal", "note", 2, ["entries 2", "missing positions 70", "gapconn resend"]),
+            ("journal", "note", 2, ["entries 2", "missing positions 70", "gapconn resend", "if that can be read a"]),
         ],
+    ),
+    "the journal is not empty, and the source can be read again": (
+        egress(journal={"gap": OPEN}),
+        ingress(cannot_resend=""),
+        [("journal", "note", 1, ["gapconn resend FILE --gaps LIST at the source"])],
+    ),
+    "the journal is not empty, and the source cannot be read again": (
+        egress(journal={"gap": OPEN}),
+        ingress(cannot_resend="once only: have it sent once more"),
+        [("journal", "note", 1, ["once only: have it sent once more"])],
     ),
     "the source lost": (
         None,
@@ -245,6 +270,45 @@ def test_what_is_said(case: str) -> None:
         text = f"{finding.what}; {finding.do}"
         for word in words:
             assert word in text
+
+
+def resend_advice(*, of_file: str | None, of_ingress: str | None) -> str:
+    (found,) = findings(egress(journal={"gap": OPEN}), ingress(cannot_resend=of_ingress), cannot_resend=of_file)
+    return found.do
+
+
+def test_what_the_ingress_says_of_sending_again_goes_before_what_the_file_says() -> None:
+    assert resend_advice(of_file="not by the file", of_ingress=None) == "not by the file"
+    assert resend_advice(of_file="not by the file", of_ingress="not by it") == "not by it"
+    assert "gapconn resend FILE --gaps LIST" in resend_advice(of_file="not by the file", of_ingress="")
+    assert "if that can be read" not in resend_advice(of_file="", of_ingress=None)
+
+
+NO_LOSS = {
+    # It reached the target, is tried again, or is left out on purpose.
+    "answer_bytes_discarded", "bytes_written", "close_timeouts", "connect_failed", "directory_syncs_failed",
+    "existing_files_kept", "files_late", "leftovers_removed", "mtimes_not_set", "producer_failed", "progress_not_read",
+    "request_failed", "request_rejected", "send_failed", "streams_aborted", "streams_ended", "streams_mixed",
+    "timestamp_changed", "transaction_aborted", "transaction_committed", "write_retries",
+    # The gap journal has it: from `inlet.lost`, or from before.
+    "bytes_lost", "connections_refused", "files_lost", "holes", "late_streams_unusable", "late_unusable",
+    "record_rejected", "streams_broken", "too_large",
+    # There is no target.
+    "records_damaged", "records_duplicate", "records_missing", "records_reordered",
+}  # fmt: skip
+"""What sinks count beside losses of which nothing else tells."""
+
+
+def test_whatever_a_sink_counts_is_told_or_known_to_be_no_loss() -> None:
+    """Who lets a sink count something new, decides here or in the findings what it is."""
+    pattern = re.compile(r'''counters\["(\w+)"\]|_note\(\s*\w+,\s*"(\w+)"|_note\(\s*"\w+",\s*"(\w+)"''')
+    counted = {
+        (path.stem.partition("_")[0], "".join(groups))
+        for path in (ROOT / "gapconn" / "sinks").glob("*.py")
+        for groups in pattern.findall(path.read_text())
+    }
+    assert set(_SINK_LOSSES) <= counted
+    assert {event for _, event in counted - set(_SINK_LOSSES)} == NO_LOSS
 
 
 def test_every_place_is_explained() -> None:
