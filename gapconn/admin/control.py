@@ -167,7 +167,7 @@ class IngressControl:
 
     async def resend(self, request: Request) -> dict[str, Any]:
         """Leave a request to send again what a list of gaps says; its number."""
-        problem = cannot_resend(self._ingress.source_type)
+        problem = cannot_resend(self._ingress.source_type, buffered=self._ingress.repeats is not None)
         if problem is not None:
             raise _RefusedError(409, problem)
         body = await _body(request)

@@ -11,15 +11,19 @@ from typing import Any
 import attrs
 import httpx
 import pytest
+import structlog
 import trio
 
 from gapconn.admin.control import IngressControl
 from gapconn.admin.ingress_view import IngressView
 from gapconn.admin.server import serve_admin
+from gapconn.bundle import Bundle, Lost, as_json
 from gapconn.ingress import Ingress
 from gapconn.protocol.registry import DatagramType, Phase
 from gapconn.protocol.wire import Announcement, Header
+from gapconn.repeats import Repeats
 from gapconn.sources import Outlet
+from gapconn.store.repeat_buffer import RepeatBuffer
 from gapconn.store.resends import ResendFile
 from gapconn.store.state import IngressState
 from gapconn.units import Address
@@ -69,14 +73,17 @@ class Controlled:
 
 
 @asynccontextmanager
-async def controlled(directory: Path, *, token: str = TOKEN, mode: int = 0o600) -> AsyncIterator[Controlled]:
+async def controlled(
+    directory: Path, *, token: str = TOKEN, mode: int = 0o600, buffer: RepeatBuffer | None = None
+) -> AsyncIterator[Controlled]:
     token_file = directory / "token"
     if token:
         token_file.touch(mode=0o600)
         token_file.write_text(f"{token}\n")
         token_file.chmod(mode)
     way, source = link(directory), Counting()
-    end = ingress(way, source)
+    repeats = Repeats(buffer, way, epoch=2, log=structlog.get_logger()) if buffer is not None else None
+    end = ingress(way, source, repeats=repeats)
     with (
         IngressState.open(directory, way.name, way.id) as state,
         ResendFile.open(directory, way.name, way.id) as requests,
@@ -171,3 +178,12 @@ async def test_a_wrong_request_is_refused_and_says_why(
         answer = await subject.post(path, body)
         assert (answer.status_code, words in answer.json()["error"]) == (status, True), answer.text
         assert subject.end.pauses.running.value
+
+
+async def test_a_source_that_cannot_be_read_again_is_asked_for_what_its_buffer_has(tmp_path: Path) -> None:
+    way = link(tmp_path)
+    wanted = as_json(Bundle(link=way.name, link_id=way.id, spans=[], messages=[Lost(1, 3, 5)]), [])
+    with RepeatBuffer(tmp_path, link=way.name, link_id=way.id, max_bytes=1 << 20) as buffer:
+        async with controlled(tmp_path, buffer=buffer) as subject:
+            answer = await subject.post("/resend", wanted)
+            assert (answer.status_code, answer.json().get("request")) == (200, 1), answer.text
