@@ -7,9 +7,11 @@ Keeping never slows the sending down: what the disk does not take in time is not
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 import attrs
@@ -17,7 +19,7 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from gapconn.config import Link
-from gapconn.store.repeat_buffer import Kept, RepeatBuffer, Sent, Stored
+from gapconn.store.repeat_buffer import NOTHING_NEEDED, Kept, RepeatBuffer, Sent, Stored
 from gapconn.throttle import ThrottledLog
 
 WRITE_INTERVAL_S: Final = 0.05
@@ -29,6 +31,8 @@ READ_BYTES: Final = 1 << 20
 """What each delay holds in memory, or one message."""
 LOOK_INTERVAL_S: Final = 0.02
 """How often at the most it is looked for more to repeat, where nothing was found."""
+NOTE_INTERVAL_S: Final = 1.0
+"""How often it is noted on disk how far the repeats are: after a kill so much counts as not repeated that was."""
 ALARM_S: Final = 60.0
 """How long an alarm stands behind its last cause."""
 IDLE_DELAY_S: Final = 1.0
@@ -143,6 +147,8 @@ class Repeats:
         self._closing = False
         self._wishes: deque[Wish] = deque()
         self._wished = trio.Event()
+        self._noted: int | None = None
+        self._note_at_s = -math.inf
         self._dropped_at_s = self._not_kept_at_s = -ALARM_S
         self._trouble = ""
         self._readers = [_Reader(delay, buffer, epoch) for delay in delays_of(link)]
@@ -165,19 +171,24 @@ class Repeats:
 
     async def keeper(self) -> None:
         """Write what is to be kept to disk, until `close`."""
-        await self._tell_earlier()
+        left = self.buffer.left_before  # of an earlier session, whose numbers mean nothing in this one
+        if left:
+            self._log.warning("repeats_ended", messages_at_most=left, kept_for="gapconn resend")
+        await self._note_needed()
         while not self._closing or self._pending:
             await self._some.wait()
             with trio.move_on_after(WRITE_INTERVAL_S):
                 await self._much.wait()
             await self._write()
+        await self._note_needed()
 
-    async def _tell_earlier(self) -> None:
-        """Say what was sent by an earlier session and will not be repeated by itself: its number is its session's."""
-        longest_s = max((reader.delay.nominal_s for reader in self._readers if reader.delay.promised), default=0.0)
-        messages = await trio.to_thread.run_sync(self.buffer.sent_since, time.time() - longest_s) if longest_s else 0
-        if messages:
-            self._log.warning("repeats_ended", messages_at_most=messages, kept_for="gapconn resend")
+    async def _note_needed(self) -> None:
+        """Have the next session know what this one had still to repeat."""
+        needed_from = self._needed_from
+        self._note_at_s = trio.current_time() + NOTE_INTERVAL_S
+        with suppress(OSError):  # it is tried again, and what was noted before says more than is true
+            await trio.to_thread.run_sync(self.buffer.note_needed, needed_from)
+            self._noted = needed_from
 
     async def _write(self) -> None:
         messages, self._pending = self._pending, []
@@ -199,7 +210,7 @@ class Repeats:
     @property
     def _needed_from(self) -> int:
         promised = (reader.next_serial for reader in self._readers if reader.delay.promised)
-        return min(promised, default=self.buffer.end.serial)
+        return min(promised, default=NOTHING_NEEDED)
 
     def _take_account(self, stored: Stored, given: int) -> None:
         self.counters.kept += stored.kept
@@ -225,6 +236,8 @@ class Repeats:
         while True:
             if self._wishes:
                 return self._wishes.popleft()
+            if self._noted != self._needed_from and trio.current_time() >= self._note_at_s:
+                await self._note_needed()
             for reader in sorted(self._readers, key=lambda each: each.due_at_s):
                 try:
                     kept = await reader.next()
@@ -235,7 +248,10 @@ class Repeats:
                 if kept is not None:
                     return kept
             self._wished = trio.Event()
-            with trio.move_on_at(min((reader.due_at_s for reader in self._readers), default=float("inf"))):
+            due_s = [reader.due_at_s for reader in self._readers]
+            if self._noted != self._needed_from:
+                due_s.append(self._note_at_s)
+            with trio.move_on_at(min(due_s, default=math.inf)):
                 await self._wished.wait()
 
     async def send_again(self, number: int, message: memoryview) -> None:
@@ -256,7 +272,7 @@ class Repeats:
     @property
     def left(self) -> int:
         """Messages of this session that were not repeated as often as they should be."""
-        return self.buffer.end.serial - self._needed_from
+        return max(0, self.buffer.end.serial - self._needed_from)
 
     @property
     def alarms(self) -> Sequence[str]:

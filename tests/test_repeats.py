@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -252,8 +253,49 @@ async def test_an_orderly_end_does_not_wait_for_repeats(tmp_path: Path, autojump
             assert left["messages"] == end.repeats.buffer.messages
         async with repeating(way, some(0)) as end:
             await trio.sleep(1)
-    (ended,) = [entry for entry in log if entry["event"] == "repeats_ended"]
-    assert ended["messages_at_most"] == left["messages"]
+    assert ended(log) == [left["messages"]]
+
+
+def ended(log: list[Any]) -> list[int]:
+    """What starts said of the sessions before: the messages that were not repeated."""
+    return [entry["messages_at_most"] for entry in log if entry["event"] == "repeats_ended"]
+
+
+@pytest.mark.parametrize("repeat", [[5.0], [5.0, 30.0], []])
+async def test_what_was_repeated_before_a_kill_is_not_called_missing(
+    tmp_path: Path, repeat: list[float], autojump_clock: MockClock
+) -> None:
+    """However little time has passed, and also where nothing was to be repeated."""
+    way = link(tmp_path, repeat=repeat)
+    with capture_logs() as log:
+        async with repeating(way, some(10)) as end:
+            await until_repeated(end, 10 * len(repeat))
+            await trio.sleep(3)
+            assert end.repeats is not None
+            assert end.repeats.buffer.messages >= 10
+        async with repeating(link(tmp_path, repeat=[5.0]), some(0)):
+            await trio.sleep(1)
+    assert ended(log) == []
+
+
+async def test_what_a_kill_kept_from_being_repeated_is_told_once_however_late_the_next_start(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way = link(tmp_path, repeat=[5.0])
+    began_s = time.time()
+    with capture_logs() as log:
+        async with repeating(way, some(20, pause_s=1.0)) as end:
+            await until_repeated(end, 5)
+            await trio.sleep(2)
+            assert end.repeats is not None
+            left = end.repeats.left
+        assert left >= 4
+        for start in range(1, 4):
+            monkeypatch.setattr(time, "time", lambda start=start: began_s + start * 86_400)
+            async with repeating(way, some(0)):
+                await trio.sleep(3)
+    (told,) = ended(log)
+    assert left <= told <= left + 2, "at most a second of repeats was not noted"
 
 
 async def test_a_session_repeats_only_its_own_messages(tmp_path: Path, autojump_clock: MockClock) -> None:

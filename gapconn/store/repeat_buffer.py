@@ -2,6 +2,7 @@
 
     {link}.repeats/
       lock                          one process at a time
+      needed                        from which message on something is still to be repeated
       00000000000000000001.segment  see `gapconn.store.segments`
       00000000000000000002.segment
 
@@ -14,6 +15,7 @@ Calls block for the disk. They may come from two threads at a time: one appends,
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,13 +23,18 @@ from typing import Final, Self
 
 import attrs
 import msgspec
+from xxhash import xxh3_64_intdigest
 
 from gapconn.errors import LinkError
 from gapconn.store.database import lock_file
-from gapconn.store.segments import Entry, LogKind, Place, SegmentLog, Trouble
+from gapconn.store.segments import Entry, LogKind, Place, SegmentLog, Trouble, write_all
 
 _VERSION: Final = 1
 _SEGMENT_MAGIC: Final = b"gcrepeat"
+_NEEDED = struct.Struct(">IIQQ")
+"""Version, link id, serial, check."""
+NOTHING_NEEDED: Final = 2**64 - 1
+"""A serial that no message has."""
 
 
 class Sent(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -87,7 +94,10 @@ class RepeatBuffer:
     def __init__(self, directory: Path, *, link: str, link_id: int, max_bytes: int, keep_free_bytes: int = 0) -> None:
         self.path = directory / f"{link}.repeats"
         self.max_bytes = max_bytes
+        self.left_before = 0
+        """Messages in it that the process before was still to repeat when it ended."""
         self._link_id = link_id
+        self._needed_fd: int | None = None
         kind = LogKind(
             magic=_SEGMENT_MAGIC,
             version=_VERSION,
@@ -100,8 +110,10 @@ class RepeatBuffer:
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock_fd = lock_file(self.path / "lock", link=link, role="ingress")
+            self._needed_fd = os.open(self.path / "needed", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self._log.recover(None)
             self._shrink()
+            self.left_before = min(self.messages, max(0, self.end.serial - self._load_needed()))
         except OSError as error:
             self.close()
             raise LinkError(
@@ -124,6 +136,27 @@ class RepeatBuffer:
                 f" {self._link_id}. Give each link a name or a buffer directory of its own; if you changed the link's"
                 " id on purpose, move the directory away: what is in it cannot be sent again then"
             )
+
+    def _load_needed(self) -> int:
+        assert self._needed_fd is not None
+        raw = os.pread(self._needed_fd, _NEEDED.size, 0)
+        if len(raw) < _NEEDED.size:
+            return NOTHING_NEEDED  # this buffer was never used
+        version, link_id, serial, check = _NEEDED.unpack(raw)
+        ours = (version, link_id, check) == (_VERSION, self._link_id, xxh3_64_intdigest(raw[:-8]))
+        return int(serial) if ours else NOTHING_NEEDED
+
+    def note_needed(self, serial: int) -> None:
+        """Note for the next process from which message on something is still to be repeated.
+
+        Survives the end of this process. May be called beside everything else.
+
+        Raises:
+            OSError: it cannot be noted now; what was noted before stands.
+        """
+        assert self._needed_fd is not None
+        raw = _NEEDED.pack(_VERSION, self._link_id, serial, 0)[:-8]
+        write_all(self._needed_fd, raw + xxh3_64_intdigest(raw).to_bytes(8, "big"), 0)
 
     @property
     def disk_bytes(self) -> int:
@@ -205,14 +238,6 @@ class RepeatBuffer:
                 if entry.intact and sent.epoch == epoch and first <= sent.number <= last:
                     yield _kept(entry)
 
-    def sent_since(self, at_s: float) -> int:
-        """About how many messages were sent since that time: not fewer than there are in the buffer."""
-        for number, stop in reversed(self._bounds()):
-            begins = next(self._log.entries(number, 0, stop, most=1), None)
-            if begins is not None and begins[0].description.at_s < at_s:
-                return self.end.serial - begins[0].serial
-        return self.messages
-
     def _bounds(self) -> list[tuple[int, int | None]]:
         """The segments, each with where it ends if it is being written."""
         with self._log.changing:
@@ -239,9 +264,10 @@ class RepeatBuffer:
     def close(self) -> None:
         """Let go of the files and the lock. May be called again."""
         self._log.close_segment()
-        if self._lock_fd is not None:
-            os.close(self._lock_fd)
-        self._lock_fd = None
+        for fd in (self._needed_fd, self._lock_fd):
+            if fd is not None:
+                os.close(fd)
+        self._needed_fd = self._lock_fd = None
 
     def __enter__(self) -> Self:
         return self

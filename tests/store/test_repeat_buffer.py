@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from gapconn.errors import LinkError
-from gapconn.store.repeat_buffer import RepeatBuffer, Sent, Stored
+from gapconn.store.repeat_buffer import NOTHING_NEEDED, RepeatBuffer, Sent, Stored
 from gapconn.store.segments import Place
 from tests.store.test_spool import file_size_limit
 
@@ -136,12 +136,28 @@ def test_a_damaged_message_is_left_out(tmp_path: Path) -> None:
         assert [kept.sent.number for kept in buffer.find(EPOCH, 3, 5)] == [3, 5]
 
 
-def test_about_how_many_are_younger_than_a_time(tmp_path: Path) -> None:
-    with opened(tmp_path, max_bytes=4 * MIB) as buffer:
-        assert buffer.sent_since(0.0) == 0
-        append(buffer, range(200), size_bytes=10_000)
-        assert buffer.sent_since(0.0) == 200
-        assert 50 <= buffer.sent_since(1150.5) <= 100, "to the segment"
+def test_what_was_still_to_be_repeated_is_known_to_the_next_process(tmp_path: Path) -> None:
+    with opened(tmp_path) as buffer:
+        assert buffer.left_before == 0
+        append(buffer, range(20))
+    with opened(tmp_path) as buffer:
+        assert buffer.left_before == 0, "nobody has said that something is needed"
+        for needed_from in (3, 13):
+            buffer.note_needed(needed_from)
+    with opened(tmp_path) as buffer:
+        assert buffer.left_before == 7
+        append(buffer, range(20, 25))
+        buffer.note_needed(NOTHING_NEEDED)
+    with opened(tmp_path) as buffer:
+        assert buffer.left_before == 0
+        buffer.note_needed(0)
+        for first in range(25, 500, 25):
+            append(buffer, range(first, first + 25), size_bytes=20_000)
+    with opened(tmp_path, max_bytes=MIB) as buffer:
+        assert buffer.left_before == buffer.messages < 100, "what is not there any more cannot be asked for"
+        (buffer.path / "needed").write_bytes(b"x" * 24)
+    with opened(tmp_path, max_bytes=MIB) as buffer:
+        assert buffer.left_before == 0
 
 
 def test_a_buffer_of_another_link_is_refused(tmp_path: Path) -> None:
