@@ -5,13 +5,17 @@ from __future__ import annotations
 import ssl
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import attrs
 import httpx
 import trio
+from trio_util import move_on_when
 
 from gapconn.errors import LinkError
+
+TICK_S: Final = 0.05
+"""What a timeout is made of: who runs late, has more time by what each of these was late."""
 
 
 class NoAnswerError(LinkError):
@@ -41,7 +45,8 @@ class AdminClient:
     Args:
         url: Such as `http://192.0.2.10:9464`.
         token: For what needs it; empty for what does not.
-        timeout_s: For a whole request. No answer within it is none.
+        timeout_s: For a whole request. No answer within it is none. Time in which this process did not get to run does
+            not count: it could not have seen an answer.
     """
 
     def __init__(self, url: str, *, token: str = "", timeout_s: float) -> None:
@@ -53,7 +58,7 @@ class AdminClient:
             base_url=self.url,
             trust_env=False,
             verify=verify,
-            timeout=timeout_s,
+            timeout=None,  # httpx's own one is for each step, and counts all time
             limits=httpx.Limits(max_keepalive_connections=0),
             headers={"Authorization": f"Bearer {token}"} if token else {},
         )
@@ -114,14 +119,15 @@ class AdminClient:
         return self._done(await self._request("POST", path, **content))
 
     async def _request(self, method: str, path: str, **content: Any) -> httpx.Response:
-        # httpx's own timeout is for each step; this one is for all of them.
-        try:
-            with trio.fail_after(self._timeout_s):
-                return await self._client.request(method, path, **content)
-        except (trio.TooSlowError, httpx.TimeoutException):
-            raise NoAnswerError(f"{self.url}{path}: no answer within {self._timeout_s:g} s") from None
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise NoAnswerError(f"{self.url}{path}: {str(error) or type(error).__name__}") from error
+        answer, problem = None, f"no answer within {self._timeout_s:g} s"
+        async with move_on_when(_sleep_awake, self._timeout_s):
+            try:
+                answer = await self._client.request(method, path, **content)
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                problem = str(error) or type(error).__name__
+        if answer is None:
+            raise NoAnswerError(f"{self.url}{path}: {problem}")
+        return answer
 
     def _done(self, answer: httpx.Response) -> dict[str, Any]:
         facts = self._json(answer)
@@ -137,3 +143,11 @@ class AdminClient:
         except ValueError as error:
             raise NoAnswerError(f"{answer.url}: not JSON: is this an end of gapconn?") from error
         return facts if isinstance(facts, dict) else {}
+
+
+async def _sleep_awake(seconds: float) -> None:
+    """Sleep for so long; a tick counts as what it was to be, however late this process was scheduled again."""
+    while seconds > 0:
+        tick_s = min(TICK_S, seconds)
+        await trio.sleep(tick_s)
+        seconds -= tick_s

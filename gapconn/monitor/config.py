@@ -64,7 +64,8 @@ class Monitor:
     )
     deadline: Seconds = option(
         default=Seconds(0.8),
-        help="An end that has not answered by then is dead or hung.",
+        help="An end that has not answered by then is dead or hung. Time in which the monitor itself did not get to "
+        "run does not count.",
         allowed='"50ms" to "1 min"',
         validator=[ge(0.05), le(60)],
     )
