@@ -42,6 +42,10 @@ class Report:
     """What may run, and is most likely not meant so."""
     ends: list[str] = attrs.field(factory=list)
     """The ends that topologies would run."""
+    others: list[str] = attrs.field(factory=list)
+    """Files of directories that are valid on their own, and of what kind: a line each."""
+    left_out: list[str] = attrs.field(factory=list)
+    """Files of directories that were not checked, and why: a line each."""
 
 
 def check(

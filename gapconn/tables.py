@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import attrs
+
 from gapconn.errors import ConfigError
 from gapconn.structuring import Given
 from gapconn.wording import suggestion
@@ -19,6 +21,23 @@ Tables: TypeAlias = dict[str, dict[str, Given]]
 
 Problems: TypeAlias = dict[str, list[str]]
 """By section; what belongs to none is under the empty name."""
+
+
+@attrs.frozen(kw_only=True)
+class Kind:
+    """What a file configures."""
+
+    words: str
+    told_by: frozenset[str]
+    """Sections that only such a file has."""
+    checked_by: str
+    """The command that says what is wrong with one."""
+
+
+PAIR = Kind(words="a pair", told_by=frozenset({"link"}), checked_by="gapconn check")
+MONITOR = Kind(words="a monitor", told_by=frozenset({"monitor", "pair"}), checked_by="gapconn monitor --check")
+DEDUP = Kind(words="a deduplicator", told_by=frozenset({"dedup", "input"}), checked_by="gapconn dedup --check")
+KINDS = (PAIR, MONITOR, DEDUP)
 
 _REFERENCE = re.compile(r"\$\$\{|\$\{([^}]*)\}")
 
@@ -46,11 +65,24 @@ def read_tables(
             so on; no variable of the environment overrides them.
 
     Raises:
-        ConfigError: the file cannot be read at all.
+        ConfigError: the file cannot be read at all, or is of another kind.
     """
     tables = _tables_of_file(path, environ, sections, lists, problems)
     _override(tables, environ, sections, problems)
     return tables
+
+
+def kinds_of(path: Path) -> list[Kind]:
+    """Which kinds of file this one looks like; empty if its sections do not tell.
+
+    Raises:
+        ConfigError: it cannot be read at all.
+    """
+    return _kinds(_read(path))
+
+
+def _kinds(sections: Iterable[str]) -> list[Kind]:
+    return [kind for kind in KINDS if not kind.told_by.isdisjoint(sections)]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -76,7 +108,12 @@ def _tables_of_file(
 ) -> Tables:
     tables: Tables = {}
     known = (*sections, *lists)
-    for section, table in _read(path).items():
+    content = _read(path)
+    kinds = _kinds(content)
+    if kinds and not any(kind in _kinds(known) for kind in kinds):
+        words, checked_by = kinds[0].words, kinds[0].checked_by
+        raise ConfigError([f"{path}: this is the configuration of {words}: check it by {checked_by}"])
+    for section, table in content.items():
         if section not in known:
             what = "unknown section" if isinstance(table, dict) else "a key outside of a section:"
             names = ", ".join(known)

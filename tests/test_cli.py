@@ -334,3 +334,37 @@ def test_the_file_of_a_monitor_is_checked() -> None:
     assert result.exit_code == 2
     assert "intervall" in result.stderr
     assert "no pair to watch" in result.stderr
+
+
+KINDS = {
+    "pair": ('[link]\nname = "a"\naddress = "h:1"\n', "a pair", "gapconn check"),
+    "monitor": ('[pair.a]\negress = "http://e:1"\n', "a monitor", "gapconn monitor --check"),
+    "watch": ('[monitor]\nname = "m"\n', "a monitor", "gapconn monitor --check"),
+    "dedup": ('[dedup]\nname = "d"\n', "a deduplicator", "gapconn dedup --check"),
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        ("check", "monitor"), ("check", "watch"), ("check", "dedup"), ("ingress", "monitor"), ("why", "dedup"),
+        ("dedup --check", "pair"), ("dedup", "monitor"), ("monitor --check", "pair"), ("monitor --check", "dedup"),
+    ],
+)  # fmt: skip
+def test_a_file_of_another_kind_is_called_what_it_is(command: str, kind: str) -> None:
+    text, words, checked_by = KINDS[kind]
+    Path("some.toml").write_text(text)
+    result = CliRunner().invoke(main, [*command.split(), "some.toml"])
+    assert result.exit_code == 2
+    assert result.stderr == f"error: some.toml: this is the configuration of {words}: check it by {checked_by}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"), [("check", "pair"), ("monitor --check", "watch"), ("dedup --check", "dedup")]
+)
+def test_a_file_with_a_section_of_another_kind_is_read_as_what_it_is(command: str, kind: str) -> None:
+    others = "".join(f"[{section}]\n" for section in ("link", "monitor", "dedup") if section not in KINDS[kind][0])
+    Path("some.toml").write_text(KINDS[kind][0] + others)
+    result = CliRunner().invoke(main, [*command.split(), "some.toml"])
+    assert result.exit_code == 2
+    assert result.stderr.count("unknown section") == 2

@@ -31,7 +31,7 @@ def check(files: tuple[Path, ...], role: str | None, separate_hosts: bool, as_js
 
     Several files are those of pairs that run at the same time; a directory stands for the pair files in it. Two
     ingresses on one egress, one ingress for two egresses, and pairs that share a name, an id, an address or a source
-    are refused.
+    are refused. The files of monitors and deduplicators in a directory are checked too, and what is left out is said.
 
     A Compose file, or rendered Kubernetes manifests, are checked for what would run: ends that would run twice, ports
     and state that two would share, egresses behind a Service with several endpoints. Warnings do not count as wrong.
@@ -51,8 +51,11 @@ def check(files: tuple[Path, ...], role: str | None, separate_hosts: bool, as_js
     if as_json:
         pairs = [{"file": str(path), **facts(pair)} for path, pair in report.pairs]
         verdict = {"ok": not report.problems, "problems": report.problems, "warnings": report.warnings}
-        click.echo(json.dumps({**verdict, "pairs": pairs, "ends": report.ends}, indent=2))
+        rest = {"ends": report.ends, "others": report.others, "left_out": report.left_out}
+        click.echo(json.dumps({**verdict, "pairs": pairs, **rest}, indent=2))
     else:
+        for line in report.left_out:
+            click.echo(f"{click.style('left out:', fg='yellow')} {line}", err=True)
         for warning in report.warnings:
             click.echo(f"{click.style('warning:', fg='yellow')} {warning}", err=True)
         print_problems(report.problems)
@@ -61,7 +64,7 @@ def check(files: tuple[Path, ...], role: str | None, separate_hosts: bool, as_js
             click.echo(f"{path}: " + click.style("ok", fg="green"))
             for line in summary(pair):
                 click.echo(f"  {line}")
-        for end in report.ends:
-            click.echo(f"{end}: " + click.style("ok", fg="green"))
+        for each in [*report.others, *report.ends]:
+            click.echo(f"{each}: " + click.style("ok", fg="green"))
     if report.problems:
         sys.exit(EXIT_USAGE)

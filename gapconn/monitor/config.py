@@ -216,8 +216,8 @@ class MonitorSettings:
     log: Log
 
 
-def load_monitor(path: Path, environ: Mapping[str, str]) -> MonitorSettings:
-    """Read the configuration of a monitor, and the tokens that it names.
+def load_monitor(path: Path, environ: Mapping[str, str], *, tokens: bool = True) -> MonitorSettings:
+    """Read the configuration of a monitor, and with `tokens` those that it names, which only its own host has.
 
     Raises:
         ConfigError: with every problem that was found.
@@ -232,7 +232,7 @@ def load_monitor(path: Path, environ: Mapping[str, str]) -> MonitorSettings:
     pairs = [
         pair
         for name, given in tables.get("pair", {}).items()
-        if (pair := _read_pair(path, name, given, problems["pair"])) is not None
+        if (pair := _read_pair(path, name, given, problems["pair"], tokens=tokens)) is not None
     ]
     if not tables.get("pair"):
         problems["pair"].append(f"{path}: pair: no pair to watch: write one as [pair.NAME]")
@@ -248,7 +248,7 @@ def load_monitor(path: Path, environ: Mapping[str, str]) -> MonitorSettings:
     return MonitorSettings(monitor=monitor, pairs=pairs, notify=notify, log=log)
 
 
-def _read_pair(path: Path, name: str, given: Given, problems: list[str]) -> NamedPair | None:
+def _read_pair(path: Path, name: str, given: Given, problems: list[str], *, tokens: bool) -> NamedPair | None:
     label = f"{path}: pair.{name}"
     table = next((candidate for candidate in given.candidates if isinstance(candidate, dict)), None)
     if table is None:
@@ -262,7 +262,7 @@ def _read_pair(path: Path, name: str, given: Given, problems: list[str]) -> Name
     if settings is None:
         return None
     try:
-        token = load_token(Path(settings.token_file)) if settings.token_file else ""
+        token = load_token(Path(settings.token_file)) if settings.token_file and tokens else ""
     except ConfigError as error:
         problems += [f"{label}.token_file: {problem}" for problem in error.problems]
         return None

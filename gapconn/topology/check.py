@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from gapconn.check import Report, check
 from gapconn.config import Role
+from gapconn.dedup.config import load_dedup
 from gapconn.errors import ConfigError
+from gapconn.monitor.config import load_monitor
+from gapconn.tables import DEDUP, ENVIRONMENT_PREFIX, MONITOR, PAIR, Kind, kinds_of
 from gapconn.topology.compose import is_compose, read_compose
 from gapconn.topology.documents import read_documents
 from gapconn.topology.kubernetes import is_manifest, read_kubernetes
@@ -19,12 +24,18 @@ from gapconn.topology.model import Fault, Topology
 from gapconn.topology.pairs import kafka_conflicts, kafka_doubts
 
 _YAML = (".yaml", ".yml")
+_LOADERS: Mapping[Kind, Callable[[Path, Mapping[str, str]], object]] = {
+    MONITOR: partial(load_monitor, tokens=False),
+    DEDUP: load_dedup,
+}
 
 
 def check_all(
     paths: Iterable[Path], environ: Mapping[str, str], *, role: Role | None = None, separate_hosts: bool = False
 ) -> Report:
     """Check everything that was given; see `gapconn.check.check` for pair files.
+
+    In a directory there may also be the files of a monitor or a deduplicator: they are checked on their own.
 
     Args:
         paths: Pair files, directories of them, and YAML files.
@@ -33,13 +44,19 @@ def check_all(
         separate_hosts: The pair files are of ends that each have a host of their own.
     """
     files: list[Path] = []
+    others: list[str] = []
+    left_out: list[str] = []
     topologies: list[Topology] = []
     problems: list[str] = []
     manifests: dict[Path, list[Any]] = {}
     for path in paths:
         try:
             if path.is_dir():
-                files += _pair_files(path)
+                found = _found_in(path, environ, role)
+                files += found.pairs
+                others += found.others
+                left_out += found.left_out
+                problems += found.problems
             elif path.suffix.lower() in _YAML:
                 _read(path, environ, topologies, manifests)
             else:
@@ -55,23 +72,43 @@ def check_all(
         pairs=report.pairs,
         problems=[*problems, *report.problems, *(str(each) for each in faults if not each.warning)],
         warnings=[str(each) for each in faults if each.warning],
+        others=others,
+        left_out=left_out,
         ends=[f"{each.at} in {each.file}: {each.words}" for topology in topologies for each in topology.processes],
     )
 
 
-def _pair_files(directory: Path) -> list[Path]:
-    """The pair files in a directory. Others of the same kind, those of other commands, have no section [link]."""
-    found = [path for path in sorted(directory.glob("*.toml")) if _may_be_a_pair(path)]
-    if not found:
-        raise ConfigError([f"{directory}: no pair file: no *.toml with a section [link]"])
+@attrs.define
+class _Directory:
+    """What `*.toml` there is in one."""
+
+    pairs: list[Path] = attrs.field(factory=list)
+    others: list[str] = attrs.field(factory=list)
+    left_out: list[str] = attrs.field(factory=list)
+    problems: list[str] = attrs.field(factory=list)
+
+
+def _found_in(directory: Path, environ: Mapping[str, str], role: Role | None) -> _Directory:
+    found = _Directory()
+    # What overrides a file is for one process: here for those of the pairs.
+    plain = {name: value for name, value in environ.items() if not name.startswith(ENVIRONMENT_PREFIX)}
+    for path in sorted(directory.glob("*.toml")):
+        try:
+            kind = next(iter(kinds_of(path)), None)
+            if kind is PAIR:
+                found.pairs.append(path)
+            elif kind is None:
+                found.left_out.append(f"{path}: not that of a pair, as it has no section [link]")
+            elif role is not None:
+                found.left_out.append(f"{path}: that of {kind.words}, which no {role.value} reads: {kind.checked_by}")
+            else:
+                _LOADERS[kind](path, plain)
+                found.others.append(f"{path} (of {kind.words})")
+        except ConfigError as error:
+            found.problems += error.problems
+    if not (found.pairs or found.others or found.problems):
+        found.problems.append(f"{directory}: no pair file: no *.toml with a section [link]")
     return found
-
-
-def _may_be_a_pair(path: Path) -> bool:
-    try:
-        return "link" in tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
-        return True  # what is wrong with it, is said when it is read
 
 
 def _read(path: Path, environ: Mapping[str, str], topologies: list[Topology], manifests: dict[Path, list[Any]]) -> None:

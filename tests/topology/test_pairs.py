@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from gapconn.cli import main
+from gapconn.config import Role
 from gapconn.topology.check import check_all
 from tests.topology.pairs import kafka_sink, kafka_source, pair
 
@@ -27,7 +28,6 @@ def links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_directory_of_pairs_that_go_together(links: Path) -> None:
     for name in "abc":
         (links / f"{name}.toml").write_text(pair(name, f"h-{name}:7400", source=kafka_source(), sink=kafka_sink()))
-    (links / "monitor.toml").write_text("[monitor]\n")
     (links / "notes.txt").write_text("not TOML")
     report = check_all([links], {})
     assert (report.problems, report.warnings) == ([], [])
@@ -100,8 +100,44 @@ def test_what_is_only_doubtful(links: Path, a: str, b: str, words: str) -> None:
     assert words in warning
 
 
-def test_a_directory_without_pairs(links: Path) -> None:
+MONITOR = '[pair.a]\negress = "http://e:1"\ningress = "http://i:1"\ntoken_file = "/not/on/this/host"\n'
+DEDUP = (
+    '[dedup]\nname = "orders"\n[kafka]\nbootstrap_servers = "k:9092"\n'
+    '[[input]]\nlink = "a"\ntopic = "a-{topic}"\n[[input]]\nlink = "b"\ntopic = "b-{topic}"\n'
+)
+
+
+def test_what_else_is_in_a_directory_is_checked_or_named(links: Path) -> None:
+    (links / "a.toml").write_text(pair("a", "h-a:7400", source=kafka_source(), sink=kafka_sink()))
+    (links / "dedup.toml").write_text(DEDUP)
+    (links / "monitor.toml").write_text(MONITOR)
+    (links / "notes.toml").write_text('title = "notes"\n')
+    environ = {"GAPCONN_LINK_RATE": "1 Gbit/s"}
+    report = check_all([links], environ)
+    assert report.problems == []
+    assert report.others == ["links/dedup.toml (of a deduplicator)", "links/monitor.toml (of a monitor)"]
+    assert report.left_out == ["links/notes.toml: not that of a pair, as it has no section [link]"]
+    (links / "dedup.toml").write_text(DEDUP.replace("topic =", "tpic =", 1))
     (links / "monitor.toml").write_text("[monitor]\n")
+    problems = check_all([links], environ).problems
+    assert [problem.partition(": ")[0] for problem in problems] == [
+        "links/dedup.toml", "links/dedup.toml", "links/monitor.toml",
+    ]  # fmt: skip
+    assert "no pair to watch" in problems[-1]
+
+
+def test_a_file_that_no_end_reads_is_left_out_where_one_is_asked_for(links: Path) -> None:
+    (links / "a.toml").write_text(pair("a", "h-a:7400", source=kafka_source(), sink=kafka_sink()))
+    (links / "dedup.toml").write_text("[dedup]\n")
+    report = check_all([links], {}, role=Role.INGRESS)
+    assert report.problems == []
+    assert report.left_out == [
+        "links/dedup.toml: that of a deduplicator, which no ingress reads: gapconn dedup --check"
+    ]
+
+
+def test_a_directory_without_pairs(links: Path) -> None:
+    (links / "notes.toml").write_text("[notes]\n")
     assert check_all([links], {}).problems == ["links: no pair file: no *.toml with a section [link]"]
     (links / "broken.toml").write_text("[link\n")
     (problem,) = check_all([links], {}).problems
@@ -117,6 +153,14 @@ def test_the_command(links: Path) -> None:
     assert "links/a.toml: ok" in result.stdout
     facts = json.loads(CliRunner().invoke(main, ["check", "links", "--json"]).stdout)
     assert (facts["ok"], len(facts["warnings"]), facts["problems"], facts["ends"]) == (True, 1, [], [])
+    assert (facts["others"], facts["left_out"]) == ([], [])
+    (links / "monitor.toml").write_text(MONITOR)
+    (links / "notes.toml").write_text("")
+    result = CliRunner().invoke(main, ["check", "links"])
+    assert result.exit_code == 0
+    assert "links/monitor.toml (of a monitor): ok" in result.stdout
+    assert "left out: links/notes.toml: " in result.stderr
+    (links / "monitor.toml").unlink()
     Path("compose.yml").write_text(
         "services: {e: {command: [egress, /a.toml], volumes: ['./links/a.toml:/a.toml'], scale: 2}}"
     )
