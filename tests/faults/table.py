@@ -20,7 +20,7 @@ COLUMNS = {
     "placeless": "lost, by number",
     "repaired": "repaired",
     "unaccounted": "unaccounted",
-    "faults": "what was done",
+    "faults": "what was done, or measured",
 }
 """Keys of an account, and what stands above their column."""
 
