@@ -26,6 +26,7 @@ SinkClass: TypeAlias = type[Sink]
 
 REPEATS_MAX = 5
 """How often a message may be repeated: each time costs the whole rate of the data again."""
+NAME_ALLOWED = "1 to 64 letters, digits, dots, underscores or hyphens"
 MESSAGE_BYTES_HIGHEST = 64 * 1024 * 1024
 """What `message_bytes_max` may be at most (`message_bytes_max` in spec/registry.toml)."""
 
@@ -112,10 +113,10 @@ def ip_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def name_is_plain(_: object, attribute: object, name: str) -> None:
-    """A validator for names."""
+    """A validator for names: see `NAME_ALLOWED`."""
     # It becomes a file name and a metric label.
     if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) is None or name in {".", ".."}:
-        raise ValueError("not a link name")
+        raise ValueError("not a name")
 
 
 def _is_one_host(_: object, attribute: object, address: Address) -> None:
@@ -225,7 +226,7 @@ class Link:
 
     name: str = option(
         help="Name of the link, the same at both ends; no other link may have it.",
-        allowed="1 to 64 letters, digits, dots, underscores or hyphens",
+        allowed=NAME_ALLOWED,
         validator=name_is_plain,
     )
     id: int = option(

@@ -302,7 +302,7 @@ def test_a_wrong_value_of_the_spool(problems: Problems, line: str, problem: str)
 @pytest.mark.parametrize("name", ["", "or ders", "a/b", "..", "ä", "x" * 65])
 def test_a_name_that_is_none(problems: Problems, name: str) -> None:
     (found,) = problems(f'[link]\nname = "{name}"\naddress = "h:1"')
-    assert f"link.name: not a link name: got {name!r}"[:60] in found
+    assert f"link.name: not a name: got {name!r}"[:60] in found
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import attrs
 from attrs.validators import ge, le
 
-from gapconn.config import Admin, Log, name_is_plain, option
+from gapconn.config import NAME_ALLOWED, Admin, Log, name_is_plain, option
 from gapconn.errors import ConfigError
 from gapconn.kafka_client import check_settings
 from gapconn.sinks.udp import UdpSinkConfig
@@ -64,7 +64,7 @@ class Dedup:
     name: str = option(
         help="Name of the deduplicator. No other one at the same cluster may have it: its consumer group, its state "
         "and its right to write go by it.",
-        allowed="1 to 64 letters, digits, dots, underscores or hyphens",
+        allowed=NAME_ALLOWED,
         validator=name_is_plain,
     )
     identity: Literal["origin", "header", "field", "hash"] = option(
@@ -231,7 +231,7 @@ class Input:
 class _InputBase:
     link: str = option(
         help="Name of the link that these records came over, for counts and alarms.",
-        allowed="1 to 64 letters, digits, dots, underscores or hyphens",
+        allowed=NAME_ALLOWED,
         validator=name_is_plain,
     )
 

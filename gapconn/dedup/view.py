@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client.metrics_core import Metric
@@ -13,6 +13,7 @@ from gapconn.admin.metrics import counter, counters, gauge, gauges
 from gapconn.admin.view import Page
 
 if TYPE_CHECKING:
+    from gapconn.dedup.links import LinkCounts
     from gapconn.dedup.service import DedupService
 
 
@@ -94,61 +95,33 @@ class DedupView:
     def metrics(self) -> Iterable[Metric]:
         """Everything that is worth a curve or an alert."""
         service, now_s = self._service, time.monotonic()
-        links = service.book.links
-        yield counters(
-            "gapconn_dedup_input_records_total",
-            "Records that came over each link.",
-            "input",
-            {link: counts.records for link, counts in links.items()},
-        )
-        yield counters(
-            "gapconn_dedup_input_first_total",
-            "Of these, records that no other link had brought before.",
-            "input",
-            {link: counts.first for link, counts in links.items()},
-        )
-        yield counters(
-            "gapconn_dedup_input_repeats_total",
-            "Of these, copies that were dropped.",
-            "input",
-            {link: counts.repeats for link, counts in links.items()},
-        )
-        yield counters(
-            "gapconn_dedup_input_again_total",
-            "Of the copies, those that the same link had brought before.",
-            "input",
-            {link: counts.again for link, counts in links.items()},
-        )
-        yield counters(
-            "gapconn_dedup_input_unidentified_total",
-            "Of these, records without id.",
-            "input",
-            {link: counts.unidentified for link, counts in links.items()},
-        )
-        yield gauges(
-            "gapconn_dedup_input_quiet_seconds",
-            "Since a link has brought anything, or since the start.",
-            "input",
-            {link: now_s - (counts.last_s or service.started_at_s) for link, counts in links.items()},
-        )
-        yield gauges(
-            "gapconn_dedup_input_lag_offsets",
-            "How far a link is behind the first one, in offsets of the source.",
-            "input",
-            {link: counts.lag_offsets for link, counts in links.items()},
-        )
-        yield gauges(
-            "gapconn_dedup_input_lag_seconds",
-            "The same, in time.",
-            "input",
-            {link: counts.lag_s for link, counts in links.items()},
-        )
-        yield gauges(
-            "gapconn_dedup_input_alarm",
-            "1 while a link is silent or lags.",
-            "input",
-            {link: bool(counts.alarms) for link, counts in links.items()},
-        )
+
+        def by_link(value: Callable[[LinkCounts], float]) -> dict[str, float]:
+            return {link: value(counts) for link, counts in service.book.links.items()}
+
+        for name, text, value in (
+            ("records", "Records that came over each link.", lambda link: link.records),
+            ("first", "Of these, records that no other link had brought before.", lambda link: link.first),
+            ("repeats", "Of these, copies that were dropped.", lambda link: link.repeats),
+            ("again", "Of the copies, those that the same link had brought before.", lambda link: link.again),
+            ("unidentified", "Of these, records without id.", lambda link: link.unidentified),
+        ):
+            yield counters(f"gapconn_dedup_input_{name}_total", text, "input", by_link(value))
+        for name, text, value in (
+            (
+                "quiet_seconds",
+                "Since a link has brought anything, or since the start.",
+                lambda link: now_s - (link.last_s or service.started_at_s),
+            ),
+            (
+                "lag_offsets",
+                "How far a link is behind the first one, in offsets of the source.",
+                lambda link: link.lag_offsets,
+            ),
+            ("lag_seconds", "The same, in time.", lambda link: link.lag_s),
+            ("alarm", "1 while a link is silent or lags.", lambda link: bool(link.alarms)),
+        ):
+            yield gauges(f"gapconn_dedup_input_{name}", text, "input", by_link(value))
         output = self._output()
         yield counter("gapconn_dedup_records_total", "Records written.", output["records"])
         yield counter("gapconn_dedup_late_total", "Of these, those behind later ones.", output.get("late", 0))

@@ -12,7 +12,7 @@ import attrs
 from attrs.validators import ge, gt, le
 
 from gapconn.admin.token import load_token
-from gapconn.config import Log, option
+from gapconn.config import NAME_ALLOWED, Log, name_is_plain, option
 from gapconn.errors import ConfigError
 from gapconn.structuring import Given, structure
 from gapconn.tables import Problems, read_tables
@@ -27,19 +27,14 @@ def _host_name() -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:64] or "monitor"
 
 
-def _name_is_plain(_: object, attribute: object, name: str) -> None:
-    if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) is None:
-        raise ValueError("not a name")
-
-
-def _is_url(_: object, attribute: object, url: str) -> None:
-    if url and _URL.fullmatch(url) is None:
-        raise ValueError("not a URL")
-
-
 def _is_given_url(_: object, attribute: object, url: str) -> None:
     if _URL.fullmatch(url) is None:
         raise ValueError("not a URL")
+
+
+def _is_url(settings: object, attribute: object, url: str) -> None:
+    if url:
+        _is_given_url(settings, attribute, url)
 
 
 @attrs.frozen(kw_only=True)
@@ -50,8 +45,8 @@ class Monitor:
         factory=_host_name,
         help="Name of this monitor, which its holds have: no other monitor of the same pairs may have it, and a "
         "restart must not change it.",
-        allowed="1 to 64 letters, digits, dots, underscores or hyphens",
-        validator=_name_is_plain,
+        allowed=NAME_ALLOWED,
+        validator=name_is_plain,
     )
     listen: Address = option(
         default=Address("127.0.0.1", 9470), help="Where its page, `/status` and `/metrics` are served."
@@ -255,8 +250,10 @@ def _read_pair(path: Path, name: str, given: Given, problems: list[str], *, toke
         if given.candidates:
             problems.append(f"{given.label}: not a table: write it as [pair.{name}]")
         return None
-    if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) is None:
-        problems.append(f"{label}: not a name, allowed: 1 to 64 letters, digits, dots, underscores or hyphens")
+    try:
+        name_is_plain(None, None, name)
+    except ValueError as error:
+        problems.append(f"{label}: {error}, allowed: {NAME_ALLOWED}")
     keys = {key: Given(label=f"{label}.{key}", candidates=(value,), shown=value) for key, value in table.items()}
     settings = structure(WatchedPair, keys, label=label, problems=problems)
     if settings is None:

@@ -65,7 +65,7 @@ def test_datagrams_need_no_cluster(tmp_path: Path) -> None:
         (DEDUP + '[input]\nlink = "a"\n' + KAFKA, "input: not a list of sections: write it as [[input]]"),
         (DEDUP + INPUTS.replace('"b"', '"a"') + KAFKA, "input: all inputs are of one link"),
         (DEDUP + INPUTS + "tpic = 1\n" + KAFKA, "input[1].tpic: unknown key 'tpic' (did you mean 'topic'?)"),
-        (DEDUP + INPUTS.replace('link = "b"', 'link = ""') + KAFKA, "input[1].link: not a link name: got ''"),
+        (DEDUP + INPUTS.replace('link = "b"', 'link = ""') + KAFKA, "input[1].link: not a name: got ''"),
         (DEDUP + INPUTS.replace('link = "b"\n', "") + KAFKA, "input[1].link: missing"),
         (DEDUP + INPUTS + 'type = "tcp"\n' + KAFKA, "input[1].type: unknown type: got 'tcp', allowed: kafka, udp"),
         (DEDUP + INPUTS.replace("b-", "a-") + KAFKA, "input[1].topic: 'a-{topic}' is the topic of another input too"),
