@@ -44,7 +44,7 @@ class Answer:
     unseen: list[str] = attrs.field(factory=list)
     """What could not be seen, and why: a sentence each."""
     in_vain: list[str] = attrs.field(factory=list)
-    """Which ends were named by the caller, and could not be asked."""
+    """Which ends were named by the caller, each with its address, and could not be asked."""
     cannot_resend: str | None = None
     """As `gapconn.why.findings.findings` has it."""
     journal: dict[str, JournalTotal] | None = None
@@ -68,8 +68,8 @@ class Answer:
         worst = next((found.what for found in self.findings if found.level != "note"), None)
         if worst is None and self.egress is None:
             worst = "the ingress lost nothing; what became of the data behind it, it cannot know"
-        unasked = "".join(f"the {role} could not be asked; " for role in self.in_vain)
-        return unasked + (worst or ("the other end knows of no loss" if unasked else "nothing is missing"))
+        unasked = "".join(f"the {end} could not be asked; " for end in self.in_vain)
+        return unasked + (worst or ("who was asked knows of no loss" if unasked else "nothing is missing"))
 
 
 def status_of(address: Address) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def ask(
             if role is not None or found not in seen:
                 seen[found] = (address, counts)
         except LinkError as error:
-            in_vain += [role] if role is not None else []
+            in_vain += [f"{role} at {address}"] if role is not None else []
             # That the other end is not where this one would be, says nothing.
             if role is not None or len(wanted) == 1:
                 unseen.append(str(error))

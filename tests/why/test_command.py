@@ -136,10 +136,11 @@ def test_somebody_else_answers(body: Any, words: str) -> None:
 def test_an_end_that_was_named_does_not_answer(named: str, silent: str) -> None:
     """What the other one says is not enough: somebody relies on both."""
     host = free_host()
+    nobody = f"{host}:{free_port(host)}"
     with answering(egress() if named == "--egress" else ingress()) as address:
-        result = why(named, address, silent, f"{host}:{free_port(host)}")
+        result = why(named, address, silent, nobody)
     assert result.exit_code == 1
-    assert result.stdout.startswith(f"verdict: the {silent[2:]} could not be asked; ")
+    assert result.stdout.startswith(f"verdict: the {silent[2:]} at {nobody} could not be asked; ")
     assert "nothing is missing" not in result.stdout
     assert "does not answer: " in result.stdout
 
