@@ -232,7 +232,7 @@ class Rewinding:
 
     Config: ClassVar[type[Any]] = NoKeys
     carries: ClassVar[Carries] = Carries.RECORDS
-    missed: list[Span]
+    missed: list[Span] = attrs.field(factory=list)
     told: list[Mapping[str, int]] = attrs.field(factory=list)
     stops: trio.Event = attrs.field(factory=trio.Event)
     """It has stopped when this is set."""
@@ -258,7 +258,7 @@ async def test_what_a_source_could_not_go_back_to_is_sent_again_when_no_monitor_
 ) -> None:
     monkeypatch.setattr("gapconn.resend.LOOK_INTERVAL_S", 0.01)
     end = resending(way, requests, forever)
-    source = Rewinding(missed=spans((20, 24)))
+    source = Rewinding()
     end._source = cast("Source", source)  # that is made in another way
     with capture_logs() as logs, trio.fail_after(60):
         async with trio.open_nursery() as nursery:
@@ -266,6 +266,7 @@ async def test_what_a_source_could_not_go_back_to_is_sent_again_when_no_monitor_
             await until(lambda: any(each["event"] == "source_started" for each in logs))
             end.hold("monitor:one", "dead")
             end.hold("operator", "disk", {"c/t/0": 5})
+            source.missed = spans((20, 24))
             source.stops.set()
             await until(lambda: any(each["event"] == "resend_asked" for each in logs))
             end.pauses.release("operator")

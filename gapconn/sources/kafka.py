@@ -235,6 +235,7 @@ class _Session:
             self._context.status["rewound"] = {}
         self._rewind_to = positions
         if self._left:
+            self._offsets.give_all_away()
             self._offsets.tell_of_given_away(self._cluster, positions)
 
     @property
@@ -327,8 +328,7 @@ class _Session:
     def _read(self) -> list[Hand]:
         """What is there, as batches; waits a moment when there is nothing."""
         self._offsets.commit_now_and_then()
-        if not self._left_over:  # That is of before.
-            self._begin_again_where_needed()
+        self._begin_again_where_needed()
         count = min(50_000, max(16, int(max(READ_BYTES, self._outlet.batch_bytes) / self._record_bytes)))
         messages, self._left_over = self._left_over, []
         messages += self._consume(count, 0)
@@ -519,8 +519,8 @@ class _Session:
         """Go on in the partitions whose wanted offset was not there, and say what that means."""
         for place, wanted in list(self._resets.items()):
             partition, ends = self._offsets.partitions.get(place), self._offsets.ends(place)
-            if partition is None or ends is None:
-                continue
+            if partition is None or ends is None or any((m.topic(), m.partition()) == place for m in self._left_over):
+                continue  # What is left over is of before: first that.
             topic, number = place
             first, end = ends
             if wanted < 0:

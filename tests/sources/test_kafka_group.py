@@ -208,8 +208,12 @@ async def test_a_pause_between_two_clients_says_what_was_sent_in_vain(
 
 
 @pytest.mark.req("GC-DLV-39")
-async def test_a_broker_that_hangs_while_offsets_are_moved_back_holds_nobody_up(tmp_path: Path) -> None:
-    """What could not be moved is told; and the group is left, when the broker answers again."""
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_broker_that_hangs_while_offsets_are_moved_back_holds_nobody_up(tmp_path: Path, late: bool) -> None:
+    """What could not be moved is told; and the group is left, when the broker answers again.
+
+    `late`: where the egress stands is said when the source has stopped already.
+    """
     with make_node(tmp_path / "kafka") as node:
         kafka = Cluster(node.address)
         topic = await trio.to_thread.run_sync(kafka.create_topic)
@@ -218,10 +222,14 @@ async def test_a_broker_that_hangs_while_offsets_are_moved_back_holds_nobody_up(
             await first.has_sent(10)
             node.pause()
             try:
-                first.source.rewind_to({f"{first.context.status['cluster']}/{topic}/0": 4})
+                positions = {f"{first.context.status['cluster']}/{topic}/0": 4}
+                if not late:
+                    first.source.rewind_to(positions)
                 first.cancel.cancel()
                 with trio.fail_after(20):
                     await first.ended.wait()
+                if late:
+                    first.source.rewind_to(positions)
                 assert spans_told(first) == [Span(topic, 0, 4, 9)]
                 assert first.context.counters["rewind_failed"] == 1
             finally:

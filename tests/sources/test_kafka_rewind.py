@@ -7,12 +7,13 @@ from typing import TypeVar, cast
 
 import attrs
 import pytest
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from gapconn.kafka_client import BrokerWatch
 from gapconn.plugins import Context
 from gapconn.protocol.envelope import Span
 from gapconn.record import NO_POSITION, Batch, Records
+from gapconn.sources.kafka import KafkaSourceConfig, _Session
 from gapconn.sources.kafka_batches import Hand, Partition
 from gapconn.sources.kafka_offsets import (
     Offsets,
@@ -23,7 +24,7 @@ from gapconn.sources.kafka_offsets import (
     resend_command,
     rewound_to,
 )
-from gapconn.testing.pipes import make_context
+from gapconn.testing.pipes import RecordingOutlet, make_context
 
 T = TypeVar("T")
 
@@ -354,3 +355,26 @@ def test_what_could_not_be_moved_back_before_another_had_it_is_sent_again() -> N
 
 def test_the_command_can_be_typed() -> None:
     assert resend_command(Span("a b", 3, 5, 9)).endswith("--topic 'a b' --partition 3 --offsets 5-9 --again")
+
+
+@pytest.mark.req("GC-DLV-37")
+def test_what_was_read_of_the_old_topic_goes_before_the_new_one_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the new one would seem to begin where the old one ended."""
+    config, context = KafkaSourceConfig(bootstrap_servers="127.0.0.1:1", topics=["t"], group_id="g"), make_context()
+    session = _Session(config, context, BrokerWatch(context), RecordingOutlet(), Past())
+    try:
+        offsets = session._offsets
+        offsets.consumer = cast(Consumer, Brokers())
+        monkeypatch.setattr(session, "_go_to", lambda place, offset: None)
+        old = partition(began=0, sent=4_998)
+        offsets.take_up(old)
+        session._resets["t", 0] = 5_000
+        session._left_over = [Message("t", 0, 4_999, None, b"", None, None, (1, 1000))]
+        session._begin_again_where_needed()
+        assert offsets.partitions["t", 0] is old
+        session._left_over = []
+        session._begin_again_where_needed()
+        assert offsets.partitions["t", 0].doubtful == 4_998
+        assert old.owned, "what is on its way of it is sent: nobody can read it again"
+    finally:
+        session._consumer.close()
