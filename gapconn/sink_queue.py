@@ -30,17 +30,15 @@ import trio
 
 from gapconn.errors import RemoteProtocolError
 from gapconn.events_log import EventLog
-from gapconn.offload import run_long
-from gapconn.protocol.compression import inflate
 from gapconn.protocol.events import MessageDelivered
 from gapconn.protocol.progress import Progress
 from gapconn.protocol.registry import MESSAGE_BYTES_MAX, LossCause
 from gapconn.ranges import Range
-from gapconn.record import Batch, Chunk, Records, decode_batch
-from gapconn.repair import late_batch, repaired_batch
+from gapconn.record import Batch
 from gapconn.sinks import Delivery, Reached
 from gapconn.store.database import StateStuckError
 from gapconn.store.spool import Appended, Damage, Place, Spool, Spooled, Trouble
+from gapconn.unpacking import Unpacker
 
 WAITING_OVERHEAD_BYTES = 1024
 """What a message that waits for the sink takes beside its body."""
@@ -126,7 +124,7 @@ class SinkQueue:
         delivered: tuple[int, int] = (0, 0),
     ) -> None:
         self.bytes_max = bytes_max
-        self._message_bytes_max = message_bytes_max
+        self._unpacker = Unpacker(events, message_bytes_max)
         self._note_losses = note_losses
         self._missed = missed
         self.waits_to_note = 0
@@ -255,7 +253,7 @@ class SinkQueue:
                 await self._changed.park()
                 continue
             waiting = self._head[0]
-            opened = await self._open(waiting.message) if waiting.message is not None else None
+            opened = await self._unpacker.open(waiting.message) if waiting.message is not None else None
             if not self._head or self._head[0] is not waiting:
                 continue  # another task of the sink has taken it meanwhile
             self._head.popleft()  # only now: a sink that gives up waiting must not lose it
@@ -301,7 +299,7 @@ class SinkQueue:
             self._done_with(waiting)  # not accepted: it is lost, and did not come late
             return None
         self.origin = opened.origin or self.origin
-        batch = self._to_deliver(opened, message)
+        batch = self._unpacker.to_deliver(opened, message)
         if not batch.parts:  # all of it was delivered before
             accept()
             return None
@@ -330,47 +328,6 @@ class SinkQueue:
             # A message is kept in memory by this, so it is only there for those that can be declined.
             decline=partial(self._decline, waiting, message) if message.late or message.overtaken else accept,
         )
-
-    async def _open(self, message: MessageDelivered) -> Batch | RemoteProtocolError:
-        """What is in the message, or what is wrong with it."""
-        try:
-            body = await run_long(
-                lambda: inflate(message.body, message.compression, message.plain_bytes, self._message_bytes_max),
-                message.plain_bytes,
-            )
-            return decode_batch(body)
-        except RemoteProtocolError as error:
-            return error
-
-    def _to_deliver(self, batch: Batch, message: MessageDelivered) -> Batch:
-        """What of the message's batch is for the sink."""
-        if message.late and not message.spans:
-            rest = late_batch(batch, message)
-            self.events.delivered_late(rest.record_count)
-            return rest
-        if not message.spans:
-            return self._without_delivered(batch, message) if message.already_delivered else batch
-        repaired = repaired_batch(batch, message)
-        for part in repaired.parts:
-            assert isinstance(part, Records)
-            self.events.records_repaired(part.stream, part.partition, len(part.positions))
-        return repaired
-
-    def _without_delivered(self, batch: Batch, message: MessageDelivered) -> Batch:
-        """The batch without the records that an ingress sent again (GC-DLV-15)."""
-        parts: list[Records | Chunk] = []
-        for part in batch.parts:
-            delivered = (
-                message.already_delivered.get((part.stream, part.partition)) if isinstance(part, Records) else None
-            )
-            if delivered is None or not isinstance(part, Records):
-                parts.append(part)
-                continue
-            rest = part.after(delivered)
-            self.events.duplicates_dropped(part.stream, part.partition, len(part.positions) - len(rest.positions))
-            if rest.positions:
-                parts.append(rest)
-        return Batch(origin=batch.origin, parts=parts)
 
     def lost(self, *, stream: str, partition: int | None = None, first: int, last: int, reason: str) -> None:
         """The sink reports what will never reach the target."""
