@@ -119,9 +119,7 @@ async def test_a_pause_stops_the_source_and_not_the_session(tmp_path: Path) -> N
         answer = await subject.post("/resume")
         assert answer.json()["released"] == ["operator"]
         await until(lambda: subject.source.sent > sent + 5)
-        heartbeats = subject.end.core.counters.heartbeats
-        await until(lambda: subject.end.core.counters.heartbeats > heartbeats)
-        assert last_phase(subject.end) is Phase.ACTIVE
+        await until(lambda: last_phase(subject.end) is Phase.ACTIVE)
 
 
 async def test_a_hold_is_stored_and_so_is_its_end(tmp_path: Path) -> None:
