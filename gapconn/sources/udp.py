@@ -89,6 +89,7 @@ class UdpSource:
                 await trio.socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)
             )[0]
             sock = passed_socket(family, kind, address, self._context.log)
+            passed = sock is not None
             if sock is None:
                 sock = socket.socket(family, kind, protocol)
                 sock.bind(address)
@@ -97,7 +98,8 @@ class UdpSource:
                 sock.close()
             raise SourceError(f"cannot listen on {listen}: {error} (see source.listen)") from error
         sock.setblocking(False)
-        self._dropped = 0  # of this socket, since it was opened: if it was passed, also while nobody was here
+        # Of this socket, since it was opened: if it was passed, also while nobody was here, and over pauses.
+        self._dropped = self._dropped if passed else 0
         self._stream = str(Address(listen.host, sock.getsockname()[1]))
         wanted = self._config.receive_buffer_bytes
         granted = grow_receive_buffer(sock, wanted)
