@@ -373,6 +373,8 @@ class Egress:
                 self._state_is_stuck(stuck)
                 return
         for number, entries, reason in wishes:
+            if number in self._fulfilled:  # it stays on the list as long as that cannot be stored
+                continue
             self.events.close_by_hand(entries, reason)
             self._fulfilled.append(number)
 
