@@ -222,7 +222,8 @@ class Egress:
     @property
     def _between_messages(self) -> bool:
         """Whether no message is cut in two if nothing more is received."""
-        return not self.core.held_messages and not self._arrivals_out.statistics().current_buffer_used
+        # The reassembler waits: nothing is on its way to it, nor in its hands.
+        return not self.core.held_messages and self._arrivals_out.statistics().tasks_waiting_receive > 0
 
     async def _receive(self) -> bool:
         """Move what the kernel holds, as much as a slab takes; whether it held anything.
@@ -372,6 +373,8 @@ class Egress:
                 self._state_is_stuck(stuck)
                 return
         for number, entries, reason in wishes:
+            if number in self._fulfilled:  # it stays on the list as long as that cannot be stored
+                continue
             self.events.close_by_hand(entries, reason)
             self._fulfilled.append(number)
 

@@ -247,6 +247,8 @@ class Repeats:
                     continue
                 if kept is not None:
                     return kept
+            if self._wishes:  # it came while the disk was read
+                continue
             self._wished = trio.Event()
             due_s = [reader.due_at_s for reader in self._readers]
             if self._noted != self._needed_from:

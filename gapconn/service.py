@@ -292,7 +292,7 @@ def resumed(pair: Pair, state: EgressState) -> tuple[Spool | None, Progress | No
     )
     try:
         settled = (resume.epoch, resume.next_message) if resume is not None else (0, 0)
-        _note_cut(spool, settled, state)
+        _note_cut(spool, resume, state)
         beyond = continued(resume, spool.described_since(*settled))
         if beyond is not None and beyond is not resume:
             state.save(beyond)  # what is delivered from the spool is forgotten there
@@ -303,10 +303,13 @@ def resumed(pair: Pair, state: EgressState) -> tuple[Spool | None, Progress | No
     return spool, beyond
 
 
-def _note_cut(spool: Spool, settled: tuple[int, int], state: EgressState) -> None:
+def _note_cut(spool: Spool, resume: Progress | None, state: EgressState) -> None:
     """What was cut off at the end of the spool as unfinished, and had been finished: it counted as delivered."""
+    settled = (resume.epoch, resume.next_message) if resume is not None else (0, 0)
+    ahead = {(resume.epoch, each.number) for each in resume.ahead} if resume is not None else set()
     for message in spool.cut:
-        if not message.late and (message.epoch, message.number) < settled:
+        place = (message.epoch, message.number)
+        if not message.late and (place < settled or place in ahead):
             state.journal.refused(message, LossCause.DAMAGED, time.time_ns() // 1_000_000)
     state.save(None, Changes.of(state.journal))
 
@@ -318,9 +321,10 @@ def _with_losses(resume: Progress | None, state: EgressState, spool: Spool | Non
     for message in spool.described_mending() if spool is not None and state.journal.open_entries else ():
         state.journal.comes(message)  # another one that arrives before it was read is not to bring the same
     lost = state.journal.messages_lost_in(resume.epoch)
+    ahead = (part for each in resume.ahead for part in lost.within(each.number, each.number))
     return attrs.evolve(
         resume,
-        lost=tuple(lost.within(0, resume.next_message - 1)),
+        lost=(*lost.within(0, resume.next_message - 1), *ahead),
         joined_at=state.journal.joined_at(resume.epoch),
     )
 

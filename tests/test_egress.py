@@ -626,8 +626,9 @@ async def test_what_an_operator_wants_closed_waits_for_the_disk(way: Link, monke
             disk.stuck = True
             gaps.wish([1], "sent by mail")
             await until(lambda: not egress.journal.open_entries)
-            await until(lambda: disk.refused > 2)
+            await until(lambda: disk.refused > 12)
             assert gaps.wishes()
+            assert len(egress._fulfilled) == 1, "however often it was looked"
             disk.stuck = False
             await until(lambda: not gaps.wishes())
             assert not gaps.load().open_entries
@@ -944,3 +945,25 @@ async def test_what_the_sink_never_accepted_is_reported_when_the_next_session_fo
     assert told["records_lost"]["count"] == 20
     assert (told["messages_lost"]["epoch"], told["messages_lost"]["cause"]) == (2, "while_away")
     assert "session_cut_off" not in told, "it had said how much it sent"
+
+
+async def test_told_to_stop_with_a_socket_that_is_kept_it_cuts_no_message_in_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However far the reassembler is with what was received last."""
+    monkeypatch.setattr("gapconn.link.udp.RECEIVE_DATAGRAMS_MAX", 1)
+    for attempt in range(8):
+        way = link(tmp_path / str(attempt))
+        sink, session = Taking(), Session(way)
+        async with opened(way, sink) as egress:
+            egress.socket.passed = True
+            with trio.fail_after(60):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(egress.run)
+                    await feed(egress, session.start)
+                    first, *rest = session.numbers((0, 500))
+                    throw([first], egress.socket.address)
+                    egress.stop()
+                    await trio.sleep(0.05)
+                    throw(rest, egress.socket.address)
+        assert sink.numbers == list(range(500))

@@ -359,3 +359,27 @@ async def test_what_was_cut_off_the_spool_is_not_lost_if_the_target_has_it(tmp_p
             target = Progress(epoch=2, next_message=2, next_record=20, positions={})
             await trio.to_thread.run_sync(go_on_from_target, Reached(progress=target), resume, opened_spool, state)
             assert not state.journal.open_entries
+
+
+@pytest.mark.req("GC-DLV-21", "GC-DLV-36", "GC-DLV-40")
+async def test_a_damaged_message_at_the_end_of_the_spool_that_was_ahead_is_missed_too(tmp_path: Path) -> None:
+    way = link(tmp_path / "state", heartbeat_interval=5, shutdown_grace=0, order="available", hold=3_000)
+    spool = Spool(directory=str(tmp_path), after=Seconds(0.01))
+    session, away, sink = Session(way), Taking(going=trio.Event()), Taking()
+    messages = [session.numbers((first, 10)) for first in range(0, 30, 10)]
+    async with opened(way, away, spool) as egress, trio.open_nursery() as nursery:
+        nursery.start_soon(egress.run)
+        await feed(egress, session.start + messages[0] + messages[2])
+        await until(lambda: egress.queue.spooled == 2)
+        await trio.sleep(0.3)  # it is stored ten times a second
+        nursery.cancel_scope.cancel()
+    damage(tmp_path, 20)
+    async with running(way, sink, spool) as egress:
+        await feed(egress, session.repeat(messages[1]))
+        await until(lambda: egress.core.next_message == 3)
+        [entry] = stored(way)
+        assert (entry.cause, list(entry.messages)) == ("damaged", [(2, 2)])
+        assert missing(egress.journal) == {(STREAM, 0): [(20, 29)]}
+        await feed(egress, session.repeat(messages[2]))
+        await until(lambda: not egress.journal.open_entries)
+    assert sink.numbers == list(range(30))

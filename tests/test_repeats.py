@@ -25,7 +25,7 @@ from gapconn.protocol.registry import DatagramType, DropReason
 from gapconn.protocol.states import SenderState
 from gapconn.protocol.wire import Header
 from gapconn.record import decode_batch
-from gapconn.repeats import Repeats
+from gapconn.repeats import Repeats, Wish
 from gapconn.sources import Outlet
 from gapconn.store.repeat_buffer import RepeatBuffer
 from gapconn.testing.memory_gap import bursts_of
@@ -308,3 +308,28 @@ async def test_a_session_repeats_only_its_own_messages(tmp_path: Path, autojump_
     assert set(begun(end)) <= {0, 1, 2, 3}
     assert begun(end)[0] == sorted(begun(end)[0])
     assert all(later > earlier for earlier, later in pairwise(begun(end)[0]))
+
+
+async def test_what_is_wished_during_a_look_at_the_disk_does_not_wait_for_the_next_one(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def slow(work: Callable[..., T], *arguments: Any) -> T:
+        result = work(*arguments)
+        await trio.sleep(1)
+        return result
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", slow)
+    way = link(tmp_path, repeat=[60])
+    with RepeatBuffer(tmp_path, link=way.name, link_id=way.id, max_bytes=MIB) as buffer:
+        repeats = Repeats(buffer, way, epoch=2, log=structlog.get_logger())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(repeats.keeper)
+
+            async def wish() -> None:
+                await trio.sleep(60.5)
+                await repeats.send_again(7, memoryview(b"seven"))
+
+            nursery.start_soon(wish)
+            with trio.fail_after(63):
+                assert isinstance(await repeats.next(), Wish)
+            nursery.cancel_scope.cancel()

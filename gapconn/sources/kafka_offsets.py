@@ -37,8 +37,8 @@ _GIVEN_TO_ANOTHER: Final = (
     "another pair"
 )
 _NOT_MOVED: Final = (
-    "the group's offset is not known to be moved back: done here at the next start if nobody else has the partition "
-    "until then; where another pair has it, by the command there"
+    "the group's offset is not known to be moved back: done when this ingress works again, if nobody else has the "
+    "partition until then; where another pair has it, by the command there; if this process ends before, by the command"
 )
 
 

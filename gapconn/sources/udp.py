@@ -64,10 +64,12 @@ class UdpSource:
         self._buffer = bytearray(_DATAGRAM_BYTES_MAX)
         self._next_position = context.first_position
         self._dropped = 0
+        self._passed = False
+        """Whether the service manager keeps the socket: what waits in it goes on waiting."""
         self._in_hand: Batch | None = None
 
     async def run(self, outlet: Outlet) -> None:
-        """Receive until cancelled; then send what is in hand and what waits in the socket."""
+        """Receive until cancelled; then send what is in hand, and what waits in the socket unless it waits on there."""
         with await self._open() as sock:
             try:
                 while True:
@@ -75,7 +77,7 @@ class UdpSource:
                     await self._forward(sock, outlet)
             finally:
                 with trio.move_on_after(outlet.flush_timeout_s, shield=True):
-                    await self._forward(sock, outlet)
+                    await self._forward(sock, outlet, in_hand_only=self._passed)
                 if self._in_hand is not None:
                     self._context.counters["lost_at_stop"] += self._in_hand.record_count
                     self._context.log.warning("datagrams_lost_at_stop", datagrams=self._in_hand.record_count)
@@ -89,6 +91,7 @@ class UdpSource:
                 await trio.socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)
             )[0]
             sock = passed_socket(family, kind, address, self._context.log)
+            self._passed = sock is not None
             if sock is None:
                 sock = socket.socket(family, kind, protocol)
                 sock.bind(address)
@@ -97,7 +100,8 @@ class UdpSource:
                 sock.close()
             raise SourceError(f"cannot listen on {listen}: {error} (see source.listen)") from error
         sock.setblocking(False)
-        self._dropped = 0  # of this socket, since it was opened: if it was passed, also while nobody was here
+        # Of this socket, since it was opened: if it was passed, also while nobody was here, and over pauses.
+        self._dropped = self._dropped if self._passed else 0
         self._stream = str(Address(listen.host, sock.getsockname()[1]))
         wanted = self._config.receive_buffer_bytes
         granted = grow_receive_buffer(sock, wanted)
@@ -109,9 +113,9 @@ class UdpSource:
         self._context.log.info("listening", address=self._stream)
         return sock
 
-    async def _forward(self, sock: socket.socket, outlet: Outlet) -> None:
+    async def _forward(self, sock: socket.socket, outlet: Outlet, *, in_hand_only: bool = False) -> None:
         """Send batches until the socket is empty."""
-        while batch := self._in_hand or self._read(sock, outlet):
+        while batch := self._in_hand or (None if in_hand_only else self._read(sock, outlet)):
             self._in_hand = batch
             await outlet.send(batch)
             self._in_hand = None

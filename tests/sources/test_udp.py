@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
@@ -182,3 +183,50 @@ async def test_a_flood_of_datagrams_that_are_too_large_does_not_keep_it_from_yie
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
     assert outlet.batches == []
+
+
+async def test_what_was_dropped_at_a_passed_socket_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    context, outlet = make_context(), RecordingOutlet()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as kept, socket.socket(type=socket.SOCK_DGRAM) as peer:
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        kept.bind(("127.0.0.1", 0))
+        monkeypatch.setattr("gapconn.passed_sockets._passed", lambda: (kept,))
+        monkeypatch.setattr("gapconn.sources.udp.grow_receive_buffer", lambda sock, wanted_bytes: wanted_bytes)
+        source = UdpSource(UdpSourceConfig(listen=Address(*kept.getsockname())), context)
+        sent = 0
+        for _ in range(2):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(source.run, outlet)
+                await wait_all_tasks_blocked()
+                for _ in range(100):
+                    peer.sendto(bytes(1000), kept.getsockname())
+                    sent += 1
+                await wait_all_tasks_blocked(0.05)
+                nursery.cancel_scope.cancel()
+    dropped = context.counters["kernel_dropped"]
+    assert dropped > 0
+    assert len(values(outlet.batches)) + dropped == sent
+
+
+async def test_what_waits_in_a_passed_socket_when_it_is_stopped_waits_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The senders may be faster than the link: it would never be empty, and the last batch would be lost."""
+    with socket.socket(type=socket.SOCK_DGRAM) as kept, socket.socket(type=socket.SOCK_DGRAM) as peer:
+        kept.bind(("127.0.0.1", 0))
+        kept.setblocking(False)
+        monkeypatch.setattr("gapconn.passed_sockets._passed", lambda: (kept,))
+
+        class FullLink(RecordingOutlet):
+            async def send(self, *what: Any) -> None:
+                peer.sendto(b"more", kept.getsockname())
+                await trio.sleep(0.01)
+                await super().send(*what)
+
+        context, outlet = make_context(), FullLink(flush_timeout_s=0.5)
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(UdpSource(UdpSourceConfig(listen=Address(*kept.getsockname())), context).run, outlet)
+                peer.sendto(b"first", kept.getsockname())
+                await outlet.wait_until(lambda batches: len(batches) > 3)
+                nursery.cancel_scope.cancel()
+        assert context.counters["lost_at_stop"] == 0
+        assert kept.recv(100) == b"more"
