@@ -32,7 +32,8 @@ def passed_socket(
             "passed_sockets_not_used",
             passed=[_named(each) for each in _passed()],
             wanted=f"{kind.name} {address[0]}:{address[1]}",
-            remedy="give the service manager's socket the address that is in the configuration",
+            remedy=f"in the socket unit: Listen{'Datagram' if kind is socket.SOCK_DGRAM else 'Stream'}="
+            f"{address[0]}:{address[1]}",
         )
     return None
 

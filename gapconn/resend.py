@@ -127,7 +127,12 @@ class Resends:
                 job.problems.append(str(error))
                 job.state = "failed"
             await self.note(number, job.progress)
-            told = {"request": number, "records": job.records, "positions_gone": job.gone_count}
+            told = {
+                "request": number,
+                "records": job.records,
+                "messages": job.messages,
+                "positions_gone": job.gone_count,
+            }
             if job.problems:
                 self._log.error("resend_incomplete", **told, problems=job.problems)
             else:

@@ -49,7 +49,10 @@ def why(file: Path, egress_at: Address | None, ingress_at: Address | None, as_js
     with exit_on_wrong_configuration():
         pair = load_pair(file, os.environ, link_only=True)
     if pair.admin is None and egress_at is None and ingress_at is None:
-        raise click.UsageError(f"{file} has no section [admin]: name the ends by --egress and --ingress")
+        raise click.UsageError(
+            f"{file} has no section [admin], so its ends answer nobody: add one and start them again, or name ends that"
+            " have one by --egress and --ingress"
+        )
     answer = command.ask(pair, egress_at=egress_at, ingress_at=ingress_at, cannot_resend=_cannot_resend(file))
     if as_json:
         click.echo(command.as_json(answer))

@@ -213,6 +213,10 @@ def _alarms(egress: EgressCounts, ingress: IngressCounts | None) -> Iterator[Fin
             yield Finding(
                 place="sink", level="alarm", what=text, do="bring the target back, or make room for the spool"
             )
+        elif name.startswith("state"):
+            yield Finding(
+                place="journal", level="alarm", what=text, do="make room in link.state_directory, and let it be written"
+            )
 
 
 def _silence(egress: EgressCounts, ingress: IngressCounts | None) -> Finding:
@@ -422,9 +426,20 @@ def _messages(egress: EgressCounts) -> Iterator[Finding]:
         what, do = _CAUSES.get(cause, ("lost", "see the log"))
         if cause == "refused" and egress.spool_trouble:
             what += f" ({egress.spool_trouble})"
-        if count:
+        place = {"refused": "sink", "overflow": "memory"}.get(cause, "messages")
+        of_cause = egress.journal.get(cause)
+        if count and of_cause is not None and not of_cause.open_entries:
             yield Finding(
-                place={"refused": "sink", "overflow": "memory"}.get(cause, "messages"),
+                place=place,
+                level="note",
+                count=count,
+                unit="messages",
+                what=f"{count:,} messages were lost, cause {cause}; none is open in the gap journal any more",
+                do="nothing: gapconn gaps list FILE --all says whether they came again or were closed by hand",
+            )
+        elif count:
+            yield Finding(
+                place=place,
                 level="loss",
                 count=count,
                 unit="messages",

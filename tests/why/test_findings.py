@@ -193,6 +193,23 @@ CASES: dict[str, tuple[EgressCounts | None, IngressCounts | None, list[tuple[str
             ("messages", "loss", 1, ["cause before_join"]),
         ],
     ),
+    "messages were lost and came again": (
+        egress(
+            messages_lost={"gap": 3, "while_away": 9},
+            journal={"gap": JournalTotal(entries=2, open_entries=1), "while_away": JournalTotal(entries=4)},
+        ),
+        None,
+        [
+            ("messages", "loss", 3, ["3 messages are lost, cause gap"]),
+            ("messages", "note", 9, ["9 messages were lost, cause while_away; none is open", "gaps list FILE --all"]),
+            ("journal", "note", 1, ["entries 1"]),
+        ],
+    ),
+    "the state cannot be stored": (
+        egress(alarms={"state_disk_full": "the state cannot be stored"}),
+        None,
+        [("journal", "alarm", 0, ["the state cannot be stored", "link.state_directory"])],
+    ),
     "the spool is full": (
         egress(
             messages_refused={"refused": 4},
