@@ -104,7 +104,7 @@ class End:
             while True:
                 try:
                     return await client.get(path)
-                except httpx.RemoteProtocolError:
+                except (httpx.RemoteProtocolError, httpx.ReadError):
                     # On a busy machine the server gives a connection up before it has come to read the request.
                     if self.process.poll() is not None or trio.current_time() > deadline_s:
                         raise
