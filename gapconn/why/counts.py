@@ -44,6 +44,8 @@ class JournalTotal:
 
     entries: int = 0
     open_entries: int = 0
+    repaired_entries: int = 0
+    """All of them came after all; others are open, or closed although something is gone."""
     messages: int = 0
     records: int = 0
     positions_missing: int = 0
@@ -129,6 +131,7 @@ def journal_totals(entries: Iterable[Entry]) -> dict[str, JournalTotal]:
         totals[entry.cause] = JournalTotal(
             entries=before.entries + 1,
             open_entries=before.open_entries + entry.open,
+            repaired_entries=before.repaired_entries + (entry.outcome == "repaired"),
             messages=before.messages + entry.messages.count,
             records=before.records + entry.records,
             positions_missing=before.positions_missing

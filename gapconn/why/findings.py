@@ -426,25 +426,18 @@ def _messages(egress: EgressCounts) -> Iterator[Finding]:
         what, do = _CAUSES.get(cause, ("lost", "see the log"))
         if cause == "refused" and egress.spool_trouble:
             what += f" ({egress.spool_trouble})"
-        place = {"refused": "sink", "overflow": "memory"}.get(cause, "messages")
-        of_cause = egress.journal.get(cause)
-        if count and of_cause is not None and not of_cause.open_entries:
+        journaled = egress.journal.get(cause)
+        came = journaled is not None and 0 < journaled.entries == journaled.repaired_entries
+        if count:
             yield Finding(
-                place=place,
-                level="note",
+                place={"refused": "sink", "overflow": "memory"}.get(cause, "messages"),
+                level="note" if came else "loss",
                 count=count,
                 unit="messages",
-                what=f"{count:,} messages were lost, cause {cause}; none is open in the gap journal any more",
-                do="nothing: gapconn gaps list FILE --all says whether they came again or were closed by hand",
-            )
-        elif count:
-            yield Finding(
-                place=place,
-                level="loss",
-                count=count,
-                unit="messages",
-                what=f"{count:,} messages are lost, cause {cause}: {what}",
-                do=do,
+                what=f"{count:,} messages were lost, cause {cause}, and came again"
+                if came
+                else f"{count:,} messages are lost, cause {cause}: {what}",
+                do="nothing: gapconn gaps list FILE --all has their entries" if came else do,
             )
     too_long = egress.dropped.get("over_limit", 0)
     if too_long:

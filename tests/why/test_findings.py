@@ -195,13 +195,18 @@ CASES: dict[str, tuple[EgressCounts | None, IngressCounts | None, list[tuple[str
     ),
     "messages were lost and came again": (
         egress(
-            messages_lost={"gap": 3, "while_away": 9},
-            journal={"gap": JournalTotal(entries=2, open_entries=1), "while_away": JournalTotal(entries=4)},
+            messages_lost={"gap": 3, "overflow": 5, "while_away": 9},
+            journal={
+                "gap": JournalTotal(entries=2, open_entries=1, repaired_entries=1),
+                "overflow": JournalTotal(entries=2, repaired_entries=1),  # the other one is closed, and gone
+                "while_away": JournalTotal(entries=4, repaired_entries=4),
+            },
         ),
         None,
         [
+            ("memory", "loss", 5, ["5 messages are lost, cause overflow"]),
             ("messages", "loss", 3, ["3 messages are lost, cause gap"]),
-            ("messages", "note", 9, ["9 messages were lost, cause while_away; none is open", "gaps list FILE --all"]),
+            ("messages", "note", 9, ["9 messages were lost, cause while_away, and came again", "gaps list FILE --all"]),
             ("journal", "note", 1, ["entries 1"]),
         ],
     ),
