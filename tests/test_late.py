@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 
@@ -12,7 +13,7 @@ from gapconn.config import Link, Spool
 from gapconn.protocol.progress import Progress
 from gapconn.record import Batch, Chunk, ChunkKind
 from gapconn.service import go_on_from_target, resumed
-from gapconn.sinks import Reached
+from gapconn.sinks import Inlet, Reached
 from gapconn.store.state import EgressState
 from gapconn.testing.memory_gap import bursts_of
 from gapconn.units import Seconds
@@ -158,18 +159,24 @@ async def test_data_without_positions_is_delivered_by_the_number_of_its_message(
     assert taken == [(False, 0), (False, 2), (True, 1)]
 
 
-async def test_what_the_sink_cannot_use_stays_lost(way: Link) -> None:
-    session = Session(way)
-    declined: list[int] = []
+@attrs.define
+class DecliningLate:
+    """A sink that can do nothing with what comes late."""
 
-    async def sink(inlet: object) -> None:
-        async for delivery in inlet:  # type: ignore[attr-defined]
+    declined: list[int] = attrs.field(factory=list)
+
+    async def __call__(self, inlet: Inlet) -> None:
+        async for delivery in inlet:
             if delivery.late:
-                declined.append(delivery.message)
+                self.declined.append(delivery.message)
                 delivery.decline()
             else:
                 delivery.accept()
 
+
+async def test_what_the_sink_cannot_use_stays_lost(way: Link) -> None:
+    session = Session(way)
+    sink = DecliningLate()
     async with running(way, sink) as egress:
         bodies = [session.batch(Batch(parts=[Chunk(stream="s", kind=ChunkKind.DATA, position=n)])) for n in range(3)]
         await feed(egress, session.start + bodies[0] + bodies[2])
@@ -177,7 +184,7 @@ async def test_what_the_sink_cannot_use_stays_lost(way: Link) -> None:
         await feed(egress, session.repeat(bodies[1]))
         await until(lambda: egress.events.late_unusable == 1)
         assert egress.queue.unaccepted == 0
-    assert declined == [1]
+    assert sink.declined == [1]
     assert len(stored(way).open_entries) == 1
 
 
@@ -293,16 +300,7 @@ async def test_a_late_message_that_is_refused_is_taken_again_and_lost_once(
 async def test_what_the_sink_declined_is_not_taken_again(way: Link) -> None:
     """It may have used some of it, and would use that twice."""
     session = Session(way)
-    declined: list[int] = []
-
-    async def sink(inlet: object) -> None:
-        async for delivery in inlet:  # type: ignore[attr-defined]
-            if delivery.late:
-                declined.append(delivery.message)
-                delivery.decline()
-            else:
-                delivery.accept()
-
+    sink = DecliningLate()
     async with running(way, sink) as egress:
         bodies = [session.batch(Batch(parts=[Chunk(stream="s", kind=ChunkKind.DATA, position=n)])) for n in range(3)]
         await feed(egress, session.start + bodies[0] + bodies[2])
@@ -310,7 +308,7 @@ async def test_what_the_sink_declined_is_not_taken_again(way: Link) -> None:
         for _ in range(2):
             await feed(egress, session.repeat(bodies[1]))
             await until(lambda: egress.events.late_unusable == 1)
-    assert declined == [1]
+    assert sink.declined == [1]
 
 
 @pytest.mark.req("GC-DLV-21", "GC-RPR-1", "GC-DLV-40")

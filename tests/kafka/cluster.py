@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
 import attrs
@@ -144,8 +145,7 @@ class Cluster:
         consumer = Consumer(self._settings() | {"group.id": "unused"})
         found = []
         for partition in sorted(consumer.list_topics(topic, TIMEOUT_S).topics[topic].partitions):
-            place = TopicPartition(topic, partition)
-            ends = _insist(lambda: consumer.get_watermark_offsets(place, TIMEOUT_S))  # noqa: B023 - called right here
+            ends = _insist(partial(consumer.get_watermark_offsets, TopicPartition(topic, partition), TIMEOUT_S))
             assert ends is not None
             found.append(ends)
         consumer.close()

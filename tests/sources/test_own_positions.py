@@ -57,7 +57,7 @@ async def datagrams(context: Context, listen: Address) -> list[Batch]:
             peer.connect((listen.host, listen.port))
             for number in range(3):
                 peer.send(b"%d" % number)
-                await outlet.wait_until(lambda batches: len(batches) > number)  # noqa: B023
+                await outlet.wait_until(lambda batches: len(batches) > number)  # noqa: B023 - awaited right here
         nursery.cancel_scope.cancel()
     return outlet.batches
 
